@@ -1,0 +1,186 @@
+// layer_norm and add_layer_norm, forward and backward, a row at a time.
+//
+// Forward reads x (and residual) from memory once and writes y (and z) once; the row is in L1 for the two passes of
+// its statistics, because E[x^2] - E[x]^2 cancels badly when |mean| >> std. Backward reads dy and z once, writes dz once,
+// and keeps the column sums of a block of rows in L1. The blocks depend on the shape alone and are added in order,
+// so the result has the same bits with any number of threads.
+#include "../layer_norm.h"
+
+#include "parallel.h"
+#include "philox.h"
+#include "scratch.h"
+
+namespace fastlm::cpu::FASTLM_ISA {
+namespace {
+
+// A parameter row in the accumulation type, or `absent` everywhere.
+template <class A>
+void widen_row(const void* source, DType dtype, int64_t cols, A absent, A* out) {
+  for (int64_t c = 0; c < cols; ++c) {
+    if (!source) out[c] = absent;
+    else if (dtype == DType::bf16) out[c] = scalar(static_cast<const bf16*>(source)[c]);
+    else if (dtype == DType::f32) out[c] = A(static_cast<const float*>(source)[c]);
+    else out[c] = A(static_cast<const double*>(source)[c]);
+  }
+}
+
+template <class A>
+void narrow_row(const A* source, DType dtype, int64_t cols, void* out) {
+  for (int64_t c = 0; c < cols; ++c) {
+    if (dtype == DType::bf16) put(static_cast<bf16*>(out) + c, float(source[c]));
+    else if (dtype == DType::f32) static_cast<float*>(out)[c] = float(source[c]);
+    else static_cast<double*>(out)[c] = double(source[c]);
+  }
+}
+
+// out = x * keep / (1 - p) + residual (or without it), for one row.
+template <class T>
+void dropout_row(const T* x, const T* residual, const DropoutRule& rule, int64_t row, int64_t cols, T* out) {
+  constexpr int64_t kStep = 4 * kWords;
+  float factors[kStep];
+  for (int64_t start = 0; start < cols; start += kStep) {
+    rule.factors(uint64_t(row), start, factors);
+    const int64_t end = least(start + kStep, cols);
+    for (int64_t c = start; c < end; ++c) {
+      const acc_t<T> kept = scalar(x[c]) * factors[c - start];
+      put(out + c, residual ? kept + scalar(residual[c]) : kept);
+    }
+  }
+}
+
+template <class T>
+void add_row(const T* x, const T* residual, int64_t cols, T* out) {
+  sweep<acc_t<T>>(cols, [&](int64_t c, auto span) __attribute__((always_inline)) {
+    store(out + c, load(x + c, span) + load(residual + c, span), span);
+  });
+}
+
+template <class T, bool kStream>
+void normalize_row(const T* z, const acc_t<T>* weight, const acc_t<T>* bias, int64_t cols, double eps, T* y,
+                   acc_t<T>* mean_out, acc_t<T>* rstd_out) {
+  using A = acc_t<T>;
+  Vec<A> total{}, squares{};
+  sweep<A>(cols, [&](int64_t c, auto span) __attribute__((always_inline)) { total += load(z + c, span); });
+  const A mean = sum<A>(total) / A(cols);
+  sweep<A>(cols, [&](int64_t c, auto span) __attribute__((always_inline)) {
+    const Vec<A> centered = live<A>(load(z + c, span) - mean, span);
+    squares += centered * centered;
+  });
+  const A rstd = A(1) / A(__builtin_sqrt(double(sum<A>(squares) / A(cols)) + eps));
+  sweep_aligned(y, cols, [&](int64_t c, auto span) __attribute__((always_inline)) {
+    const Vec<A> normalized = (load(z + c, span) - mean) * rstd;
+    emit<kStream>(y + c, normalized * load(weight + c, span) + load(bias + c, span), span);
+  });
+  *mean_out = mean;
+  *rstd_out = rstd;
+}
+
+template <class T, bool kStream>
+void forward(const LayerNormForward& p, int64_t threads) {
+  using A = acc_t<T>;
+  Scratch<A> parameters(2 * p.cols);
+  A *weight = parameters.data(), *bias = weight + p.cols;
+  widen_row<A>(p.weight, p.weight_dtype, p.cols, A(1), weight);
+  widen_row<A>(p.bias, p.weight_dtype, p.cols, A(0), bias);
+  const DropoutRule rule(p.seed, p.dropout_p);
+  parallel_for(p.rows, p.cols * int64_t(sizeof(T)) * 2, threads, [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) {
+      const int64_t at = row * p.cols;
+      const T* z = static_cast<const T*>(p.x) + at;
+      if (p.residual) {
+        T* out = static_cast<T*>(p.z) + at;
+        const T* residual = static_cast<const T*>(p.residual) + at;
+        if (p.dropout_p > 0) dropout_row(z, residual, rule, row, p.cols, out);
+        else add_row(z, residual, p.cols, out);
+        z = out;
+      }
+      normalize_row<T, kStream>(z, weight, bias, p.cols, p.eps, static_cast<T*>(p.y) + at,
+                                static_cast<A*>(p.mean) + row, static_cast<A*>(p.rstd) + row);
+    }
+    if (kStream) end_of_streaming();
+  });
+}
+
+// dz of one row, adding the row's part of dweight and dbias to the block's sums.
+template <class T, bool kStream>
+void backward_row(const LayerNormBackward& p, int64_t row, const acc_t<T>* weight, acc_t<T>* dweight, acc_t<T>* dbias) {
+  using A = acc_t<T>;
+  const int64_t at = row * p.cols;
+  const T *dy = static_cast<const T*>(p.dy) + at, *z = static_cast<const T*>(p.z) + at;
+  const T* dz_out = p.dz_out ? static_cast<const T*>(p.dz_out) + at : nullptr;
+  const A mean = static_cast<const A*>(p.mean)[row], rstd = static_cast<const A*>(p.rstd)[row];
+  Vec<A> g_total{}, gh_total{};
+  sweep<A>(p.cols, [&](int64_t c, auto span) __attribute__((always_inline)) {
+    const Vec<A> d = load(dy + c, span);  // dead lanes are 0, and so is all that follows from them
+    const Vec<A> h = (load(z + c, span) - mean) * rstd, dh = d * h, w = load(weight + c, span);
+    g_total += d * w;
+    gh_total += dh * w;
+    store(dweight + c, load(dweight + c, span) + dh, span);
+    store(dbias + c, load(dbias + c, span) + d, span);
+  });
+  const A g_mean = sum<A>(g_total) / A(p.cols), gh_mean = sum<A>(gh_total) / A(p.cols);
+  T* dz = static_cast<T*>(p.dz) + at;
+  sweep_aligned(dz, p.cols, [&](int64_t c, auto span) __attribute__((always_inline)) {
+    const Vec<A> h = (load(z + c, span) - mean) * rstd, g = load(dy + c, span) * load(weight + c, span);
+    Vec<A> d = (g - g_mean - h * gh_mean) * rstd;
+    if (dz_out) d += load(dz_out + c, span);
+    emit<kStream>(dz + c, d, span);
+  });
+}
+
+template <class T, bool kStream>
+void backward(const LayerNormBackward& p, int64_t threads) {
+  using A = acc_t<T>;
+  constexpr int64_t kMostBlocks = 64;
+  const int64_t blocks = most(1, least(kMostBlocks, p.rows / 16));
+  Scratch<A> scratch((1 + 2 * blocks) * p.cols);
+  A *weight = scratch.data(), *sums = weight + p.cols;
+  widen_row<A>(p.weight, p.weight_dtype, p.cols, A(1), weight);
+  memset(sums, 0, size_t(2 * blocks * p.cols) * sizeof(A));
+  const DropoutRule rule(p.seed, p.dropout_p);
+  const int64_t block_bytes = p.rows / blocks * p.cols * int64_t(sizeof(T)) * 3;
+  parallel_for(blocks, block_bytes, threads, [&](int64_t first, int64_t last) {
+    for (int64_t block = first; block < last; ++block) {
+      A *dweight = sums + 2 * block * p.cols, *dbias = dweight + p.cols;
+      for (int64_t row = p.rows * block / blocks; row < p.rows * (block + 1) / blocks; ++row) {
+        const int64_t at = row * p.cols;
+        // Where dropout's own gradient reads dz again, it must still be in the cache.
+        if (p.dx) {
+          backward_row<T, false>(p, row, weight, dweight, dbias);
+          dropout_row<T>(static_cast<const T*>(p.dz) + at, nullptr, rule, row, p.cols, static_cast<T*>(p.dx) + at);
+        } else {
+          backward_row<T, kStream>(p, row, weight, dweight, dbias);
+        }
+      }
+    }
+    if (kStream) end_of_streaming();
+  });
+  for (int64_t block = 1; block < blocks; ++block)
+    for (int64_t c = 0; c < 2 * p.cols; ++c) sums[c] += sums[2 * block * p.cols + c];
+  if (p.dweight) narrow_row(sums, p.weight_dtype, p.cols, p.dweight);
+  if (p.dbias) narrow_row(sums + p.cols, p.weight_dtype, p.cols, p.dbias);
+}
+
+}  // namespace
+
+void launch(const LayerNormForward& p, int64_t threads) {
+  if (p.rows == 0 || p.cols == 0) return;
+  const bool large = p.rows * p.cols * 4 >= kStreamBytes;
+  switch (p.dtype) {
+    case DType::f32: return large ? forward<float, true>(p, threads) : forward<float, false>(p, threads);
+    case DType::bf16: return large ? forward<bf16, true>(p, threads) : forward<bf16, false>(p, threads);
+    default: return forward<double, false>(p, threads);
+  }
+}
+
+void launch(const LayerNormBackward& p, int64_t threads) {
+  if (p.cols == 0) return;
+  const bool large = p.rows * p.cols * 4 >= kStreamBytes;
+  switch (p.dtype) {
+    case DType::f32: return large ? backward<float, true>(p, threads) : backward<float, false>(p, threads);
+    case DType::bf16: return large ? backward<bf16, true>(p, threads) : backward<bf16, false>(p, threads);
+    default: return backward<double, false>(p, threads);
+  }
+}
+
+}  // namespace fastlm::cpu::FASTLM_ISA

@@ -1,0 +1,280 @@
+// Vectors of the widest registers that this translation unit may use, on the compiler's own vector types.
+//
+// Every kernel file is compiled once per instruction set (setup.py) into the namespace FASTLM_ISA, and dispatch.cpp
+// picks one at run time. Two rules follow. Nothing here may be a template or inline function of the standard
+// library: the linker would keep one copy for all instruction sets. And nothing here throws.
+//
+// A kernel's body is written once over a Span: Full for whole vectors, Part for the tail of a row.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define FASTLM_INLINE inline __attribute__((always_inline))
+
+namespace fastlm::cpu::FASTLM_ISA {
+
+#if defined(__AVX512F__)
+constexpr int64_t kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int64_t kVectorBytes = 32;
+#else
+constexpr int64_t kVectorBytes = 16;
+#endif
+
+struct bf16 { uint16_t bits; };
+
+template <class T> struct Acc { using type = float; };
+template <> struct Acc<double> { using type = double; };
+template <class T> using acc_t = typename Acc<T>::type;  // what a T is computed in
+
+template <class A> struct VecOf { typedef A type __attribute__((vector_size(kVectorBytes))); };
+template <class A> using Vec = typename VecOf<A>::type;
+template <class A> constexpr int64_t kLanes = kVectorBytes / int64_t(sizeof(A));
+
+template <class A> struct BitsOf { using type = int32_t; };
+template <> struct BitsOf<double> { using type = int64_t; };
+template <class A> using bits_t = typename BitsOf<A>::type;
+typedef uint16_t Half16 __attribute__((vector_size(kVectorBytes / 2)));  // as many 16-bit as 32-bit lanes
+
+template <class To, class From>
+FASTLM_INLINE To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+FASTLM_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+FASTLM_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+FASTLM_INLINE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <class A> FASTLM_INLINE Vec<A> all(A value) { return value - Vec<A>{}; }
+
+// ---- conversions ----------------------------------------------------------------------------------------------
+
+FASTLM_INLINE Vec<float> widen(Half16 half) {
+  return bit_cast<Vec<float>>(__builtin_convertvector(half, Vec<uint32_t>) << 16);
+}
+// Round to nearest even; a NaN stays one.
+FASTLM_INLINE Half16 narrow(Vec<float> wide) {
+  const Vec<uint32_t> bits = bit_cast<Vec<uint32_t>>(wide);
+  const Vec<uint32_t> rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return __builtin_convertvector(wide == wide ? rounded : (bits >> 16) | 0x40u, Half16);
+}
+FASTLM_INLINE float scalar(float x) { return x; }
+FASTLM_INLINE double scalar(double x) { return x; }
+FASTLM_INLINE float scalar(bf16 x) { return bit_cast<float>(uint32_t(x.bits) << 16); }
+FASTLM_INLINE void put(float* p, float x) { *p = x; }
+FASTLM_INLINE void put(double* p, double x) { *p = x; }
+FASTLM_INLINE void put(bf16* p, float x) {
+  const uint32_t bits = bit_cast<uint32_t>(x);
+  p->bits = x == x ? uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16) : uint16_t((bits >> 16) | 0x40u);
+}
+
+// ---- loads and stores -----------------------------------------------------------------------------------------
+
+struct Full {};
+struct Part { int64_t count; };  // 0 < count < lanes
+
+FASTLM_INLINE Vec<float> load(const float* p, Full = {}) { Vec<float> v; memcpy(&v, p, sizeof v); return v; }
+FASTLM_INLINE Vec<double> load(const double* p, Full = {}) { Vec<double> v; memcpy(&v, p, sizeof v); return v; }
+FASTLM_INLINE Vec<float> load(const bf16* p, Full = {}) { Half16 h; memcpy(&h, p, sizeof h); return widen(h); }
+FASTLM_INLINE void store(float* p, Vec<float> v, Full = {}) { memcpy(p, &v, sizeof v); }
+FASTLM_INLINE void store(double* p, Vec<double> v, Full = {}) { memcpy(p, &v, sizeof v); }
+FASTLM_INLINE void store(bf16* p, Vec<float> v, Full = {}) { const Half16 h = narrow(v); memcpy(p, &h, sizeof h); }
+
+// Lanes past the end read as zero.
+FASTLM_INLINE Vec<float> load(const float* p, Part part) {
+#if defined(__AVX512F__)
+  return bit_cast<Vec<float>>(_mm512_maskz_loadu_ps(__mmask16((1u << part.count) - 1), p));
+#else
+  Vec<float> v{};
+  memcpy(&v, p, size_t(part.count) * sizeof *p);
+  return v;
+#endif
+}
+FASTLM_INLINE Vec<double> load(const double* p, Part part) {
+  Vec<double> v{};
+  memcpy(&v, p, size_t(part.count) * sizeof *p);
+  return v;
+}
+FASTLM_INLINE Vec<float> load(const bf16* p, Part part) {
+  Half16 h{};
+  memcpy(&h, p, size_t(part.count) * sizeof *p);
+  return widen(h);
+}
+FASTLM_INLINE void store(float* p, Vec<float> v, Part part) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, __mmask16((1u << part.count) - 1), bit_cast<__m512>(v));
+#else
+  memcpy(p, &v, size_t(part.count) * sizeof *p);
+#endif
+}
+FASTLM_INLINE void store(double* p, Vec<double> v, Part part) { memcpy(p, &v, size_t(part.count) * sizeof *p); }
+FASTLM_INLINE void store(bf16* p, Vec<float> v, Part part) {
+  const Half16 h = narrow(v);
+  memcpy(p, &h, size_t(part.count) * sizeof *p);
+}
+
+// body(index, Span) over [0, n).
+template <class A, class Body>
+FASTLM_INLINE void sweep(int64_t n, const Body& body) {
+  int64_t i = 0;
+  for (; i + kLanes<A> <= n; i += kLanes<A>) body(i, Full{});
+  if (i < n) body(i, Part{n - i});
+}
+
+// Only the live lanes of v, zero elsewhere: for sums over a tail.
+template <class A> FASTLM_INLINE Vec<A> live(Vec<A> v, Full) { return v; }
+template <class A> FASTLM_INLINE Vec<A> live(Vec<A> v, Part part, A dead = 0) {
+  for (int64_t i = part.count; i < kLanes<A>; ++i) v[i] = dead;
+  return v;
+}
+
+// ---- streaming: stores past the caches, for results larger than they are ----------------------------------------
+
+// Below this a result is wanted in the cache by whoever comes next; above it, it would only evict.
+constexpr int64_t kStreamBytes = 16 << 20;
+
+FASTLM_INLINE void stream(float* p, Vec<float> v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(p, bit_cast<__m512>(v));
+#elif defined(__AVX2__)
+  _mm256_stream_ps(p, bit_cast<__m256>(v));
+#elif defined(__x86_64__)
+  _mm_stream_ps(p, bit_cast<__m128>(v));
+#else
+  store(p, v);
+#endif
+}
+FASTLM_INLINE void stream(bf16* p, Vec<float> v) {
+#if defined(__AVX512F__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), bit_cast<__m256i>(narrow(v)));
+#elif defined(__AVX2__)
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p), bit_cast<__m128i>(narrow(v)));
+#else
+  store(p, v);
+#endif
+}
+FASTLM_INLINE void stream(double* p, Vec<double> v) { store(p, v); }
+FASTLM_INLINE void end_of_streaming() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
+// store, or stream to an address that is aligned to the vector's size in memory.
+template <bool kStream, class T, class Span>
+FASTLM_INLINE void emit(T* p, Vec<acc_t<T>> v, Span span) {
+  if constexpr (kStream && __is_same(Span, Full)) stream(p, v);
+  else store(p, v, span);
+}
+
+// sweep, with a first Part up to the address from which whole vectors of `out` are aligned, for emit.
+template <class T, class Body>
+FASTLM_INLINE void sweep_aligned(const T* out, int64_t n, const Body& body) {
+  constexpr int64_t kLane = kLanes<acc_t<T>>, kBytes = kLane * int64_t(sizeof(T));
+  const int64_t past = int64_t(reinterpret_cast<uintptr_t>(out) % kBytes) / int64_t(sizeof(T));
+  const int64_t head = past ? least(kLane - past, n) : 0;
+  if (head) body(0, Part{head});
+  sweep<acc_t<T>>(n - head, [&](int64_t i, auto span) __attribute__((always_inline)) { body(head + i, span); });
+}
+
+// ---- arithmetic -----------------------------------------------------------------------------------------------
+
+FASTLM_INLINE Vec<float> max(Vec<float> a, Vec<float> b) {
+#if defined(__AVX512F__)
+  return bit_cast<Vec<float>>(_mm512_max_ps(bit_cast<__m512>(a), bit_cast<__m512>(b)));
+#elif defined(__AVX2__)
+  return bit_cast<Vec<float>>(_mm256_max_ps(bit_cast<__m256>(a), bit_cast<__m256>(b)));
+#else
+  return a > b ? a : b;
+#endif
+}
+FASTLM_INLINE Vec<double> max(Vec<double> a, Vec<double> b) { return a > b ? a : b; }
+
+template <class A> FASTLM_INLINE A sum(Vec<A> v) {
+  for (int64_t width = kLanes<A> / 2; width > 0; width /= 2)
+    for (int64_t i = 0; i < width; ++i) v[i] += v[i + width];
+  return v[0];
+}
+template <class A> FASTLM_INLINE A largest(Vec<A> v) {
+  A result = v[0];
+  for (int64_t i = 1; i < kLanes<A>; ++i) result = v[i] > result ? v[i] : result;
+  return result;
+}
+
+// 2^y. Cody-Waite: n = round(y), and 2^(y - n) by the degree-5 minimax polynomial of relative error 9.1e-8 whose value
+// at 0 is exactly 1. Exactly 0 below -126 (and at -inf); at most 2^127 above. A NaN stays one.
+FASTLM_INLINE Vec<float> exp2(Vec<float> y) {
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(y) in the low bits
+  const Vec<float> low = all(-126.0f), high = all(127.0f);
+  const Vec<float> x = y > high ? high : y;
+  const Vec<float> shifted = x + kRound;
+  const Vec<float> r = x - (shifted - kRound);
+  Vec<float> p = all(1.326472717e-03f);
+  p = p * r + 9.671512642e-03f;
+  p = p * r + 5.550733743e-02f;
+  p = p * r + 2.402224209e-01f;
+  p = p * r + 6.931469776e-01f;
+  p = p * r + 1.0f;
+  const Vec<int32_t> scaled = bit_cast<Vec<int32_t>>(p) + (bit_cast<Vec<int32_t>>(shifted) << 23);
+  return y < low ? Vec<float>{} : bit_cast<Vec<float>>(scaled);
+}
+// float64 is here for gradcheck, not for speed: the C library's function, lane by lane.
+FASTLM_INLINE Vec<double> exp2(Vec<double> y) {
+  for (int64_t i = 0; i < kLanes<double>; ++i) y[i] = ::exp2(y[i]);
+  return y;
+}
+
+constexpr double kLog2e = 1.4426950408889634, kLn2 = 0.6931471805599453;
+
+template <class A> FASTLM_INLINE Vec<A> tanh(Vec<A> x) {
+  // 1 - 2 / (1 + exp(2x)): its absolute error is that of exp, which is what a softcap or a GELU needs.
+  return A(1) - A(2) / (A(1) + exp2(x * A(2 * kLog2e)));
+}
+
+// erf. 1 - 2^(-|x| P(|x|)), P the degree-8 minimax polynomial of -log2(erfc(x)) / x on [0, 4]: absolute error 2.3e-9 before
+// rounding. Past 4, erf is 1 to float32's precision.
+FASTLM_INLINE Vec<float> erf(Vec<float> x) {
+  const Vec<float> magnitude = x < 0.0f ? -x : x;
+  const Vec<float> a = magnitude > 4.0f ? all(4.0f) : magnitude;
+  Vec<float> p = all(-1.160477837e-05f);
+  p = p * a + 1.529640801e-04f;
+  p = p * a - 8.482333780e-04f;
+  p = p * a + 2.274783705e-03f;
+  p = p * a - 8.480345540e-05f;
+  p = p * a - 2.772447712e-02f;
+  p = p * a + 1.483079113e-01f;
+  p = p * a + 9.184429005e-01f;
+  p = p * a + 1.627907267e+00f;
+  const Vec<float> result = 1.0f - exp2(-a * p);
+  return x < 0.0f ? -result : result;
+}
+FASTLM_INLINE Vec<double> erf(Vec<double> x) {
+  for (int64_t i = 0; i < kLanes<double>; ++i) x[i] = ::erf(x[i]);
+  return x;
+}
+
+// ---- shuffles -------------------------------------------------------------------------------------------------
+
+template <class V> struct Pair { V low, high; };
+
+// (a0 b0 a1 b1 ..., the rest)
+template <class A>
+FASTLM_INLINE Pair<Vec<A>> zip(Vec<A> a, Vec<A> b) {
+  Vec<bits_t<A>> low{}, high{};
+  for (int i = 0; i < kLanes<A>; ++i) {
+    low[i] = i / 2 + (i % 2) * kLanes<A>;
+    high[i] = low[i] + kLanes<A> / 2;
+  }
+  return {__builtin_shuffle(a, b, low), __builtin_shuffle(a, b, high)};
+}
+
+}  // namespace fastlm::cpu::FASTLM_ISA

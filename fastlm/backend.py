@@ -1,0 +1,207 @@
+"""Which kernel runs an op: the table, the choice, and its explanation. The only dispatch in the project.
+
+Every op has a short list of kernels, best first. fastlm takes the first that supports the tensor's device, dtype and size and
+whose module is installed. `with fastlm.use("torch"):` or FASTLM_BACKEND=torch replaces the list by that one name; if it cannot
+run you get an error that says why, never a quiet substitute. `fastlm.explain("layer_norm", x)` prints each kernel and why it
+was taken or passed over. The choice looks at device, dtype and static sizes only, never at values.
+"""
+
+import contextlib
+import contextvars
+import functools
+import importlib
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
+
+
+class BackendUnavailable(RuntimeError):
+    """No kernel, or not the one that was asked for, can run an op on its tensors."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One implementation of an op: its name, its module, and what it takes. None means anything."""
+
+    name: str
+    module: str
+    on: str | None = None
+    dtypes: tuple[torch.dtype, ...] | None = None
+    last_dim: int | None = None
+
+    def why_not(self, x: Tensor, form: str | None = None) -> str | None:
+        """Why this kernel cannot run on a tensor like x and a call of that form; None if it can."""
+        if self.name != "torch" and form is not None:
+            return f"does not take {form}"
+        if self.on is not None and x.device.type not in (self.on, "meta"):
+            return f"runs on {self.on} tensors, not on {x.device.type}"
+        if self.dtypes is not None and x.dtype not in self.dtypes:
+            return f"takes {_names(self.dtypes)}, not {_names((x.dtype,))}"
+        if self.last_dim is not None and x.dim() and x.shape[-1] > self.last_dim:
+            return f"takes a last dimension of at most {self.last_dim}, not {x.shape[-1]}"
+        return not_installed(self.module)
+
+
+def _cpp(*dtypes: torch.dtype) -> Kernel:
+    return Kernel("cpp", "fastlm._cpu", on="cpu", dtypes=dtypes)
+
+
+_REFERENCE = Kernel("torch", "fastlm.reference")
+
+KERNELS: dict[str, list[Kernel]] = {
+    "layer_norm": [_cpp(F32, F64, BF16), _REFERENCE],
+    "add_layer_norm": [_cpp(F32, F64, BF16), _REFERENCE],
+    "gelu": [_cpp(F32, F64, BF16), _REFERENCE],
+    "dropout": [_cpp(F32, F64, BF16), _REFERENCE],
+    "cross_entropy": [_cpp(F32, F64, BF16), _REFERENCE],
+    "attention": [_cpp(F32, F64, BF16), _REFERENCE],
+    "attention_with_kvcache": [_cpp(F32, F64, BF16), _REFERENCE],
+}
+
+BACKENDS = ("cuda", "triton", "cpp", "torch")
+_forced_in_process = os.environ.get("FASTLM_BACKEND") or None
+_forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("forced", default=None)
+
+
+@functools.cache
+def not_installed(module: str) -> str | None:
+    """Why a kernel's module cannot be imported; None if it can."""
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        return f"{module} cannot be imported ({error})"
+    return None
+
+
+@functools.cache
+def load(kernel_name: str, op: str) -> ModuleType:
+    """The module that holds an op's kernel of that name."""
+    return importlib.import_module(next(k.module for k in KERNELS[op] if k.name == kernel_name))
+
+
+def forced() -> str | None:
+    """The backend that use() or FASTLM_BACKEND asks for, or None."""
+    return _forced.get() or _forced_in_process
+
+
+@contextlib.contextmanager
+def use(name: str) -> Iterator[None]:
+    """Run every op inside on the backend `name` ("cuda", "triton", "cpp" or "torch") or fail saying why.
+
+    Raises ValueError for another name. Backward runs on the backend that its forward ran on.
+    """
+    _check_name(name)
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def _check_name(name: str) -> None:
+    if name not in BACKENDS:
+        raise ValueError(f"use: name: expected one of {', '.join(BACKENDS)}, got {name!r}")
+
+
+def choose(op: str, x: Tensor, form: str | None = None) -> str:
+    """Name of the kernel that will run `op` on a tensor like `x`.
+
+    `form` names what is special about the call ("an attention mask") where only the reference takes it.
+    Raises BackendUnavailable, with every kernel's reason, where nothing can.
+    """
+    wanted, reasons = forced(), []
+    if wanted is not None:
+        _check_name(wanted)
+    for kernel in KERNELS[op]:
+        if wanted not in (None, kernel.name):
+            continue
+        reason = kernel.why_not(x, form)
+        if reason is None:
+            if kernel.name == "torch" and wanted is None and x.device.type == "cuda":
+                _warn_once(op, "; ".join(reasons))
+            return kernel.name
+        reasons.append(f"{kernel.name}: {reason}")
+    if not reasons:
+        reasons = [f"{wanted}: there is no such kernel for this op"]
+    raise BackendUnavailable(f"{op}: nothing can run it on {describe(x)}\n  " + "\n  ".join(reasons))
+
+
+@functools.cache
+def _warn_once(op: str, reasons: str) -> None:
+    warnings.warn(f"fastlm: {op} runs on torch's own operations, slowly ({reasons})", stacklevel=4)
+
+
+def explain(op: str, *args, **kwargs) -> None:
+    """Print, for a call of ops.<op> with these arguments, each kernel and why it is taken or passed over.
+
+    Raises ValueError for an unknown op.
+    """
+    print(explanation(op, *args, **kwargs))
+
+
+def explanation(op: str, *args, **kwargs) -> str:
+    """The text that `explain` prints."""
+    from fastlm import ops
+
+    if op not in KERNELS:
+        raise ValueError(f"explain: op: expected one of {', '.join(KERNELS)}, got {op!r}")
+    x, form = ops.describe_call(op, *args, **kwargs)
+    lines, taken = [f"{op} on {describe(x)}" + (f" with {form}" if form else "")], False
+    for kernel in KERNELS[op]:
+        reason = kernel.why_not(x, form)
+        if forced() not in (None, kernel.name):
+            reason = f"{forced()} is asked for"
+        verdict = f"no: {reason}" if reason else ("not needed: one above is taken" if taken else "taken")
+        taken = taken or reason is None
+        lines.append(f"  {kernel.name:7} {verdict}")
+    return "\n".join(lines)
+
+
+def where(x: Tensor) -> int:
+    """What a kernel module takes last: the number of threads on the CPU, the stream's handle on CUDA."""
+    if x.device.type == "cpu":
+        return torch.get_num_threads()
+    return torch.cuda.current_stream(x.device).cuda_stream
+
+
+def describe(x: Tensor) -> str:
+    """Shape, dtype and device of a tensor, for messages."""
+    return f"{tuple(x.shape)} {_names((x.dtype,))} {x.device.type}"
+
+
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+    return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+
+
+def info() -> str:
+    """Version, torch, processor, devices, and per op which kernels are usable here and why the others are not."""
+    from fastlm import __version__
+
+    lines = [f"fastlm {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads"]
+    reason = not_installed("fastlm._cpu")
+    if reason is None:
+        cpu = importlib.import_module("fastlm._cpu")
+        lines.append(f"cpu: {cpu.isa()} in use; this machine runs {', '.join(cpu.available_isas())}")
+    else:
+        lines.append(f"cpu: {reason}")
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            capability = "".join(map(str, torch.cuda.get_device_capability(i)))
+            lines.append(f"cuda:{i}: {torch.cuda.get_device_name(i)}, sm_{capability}")
+    else:
+        lines.append("cuda: torch sees no CUDA device")
+    for op, kernels in KERNELS.items():
+        lines.append(op)
+        for kernel in kernels:
+            limits = " on " + kernel.on if kernel.on else ""
+            dtypes = ": " + _names(kernel.dtypes) if kernel.dtypes else ""
+            reason = not_installed(kernel.module)
+            lines.append(f"  {kernel.name:7}" + (f"no: {reason}" if reason else f"yes{limits}{dtypes}"))
+    return "\n".join(lines)

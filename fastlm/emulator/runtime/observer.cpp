@@ -1,0 +1,170 @@
+#include "observer.h"
+
+#include <cstdio>
+
+#include "counters.h"
+
+namespace emulator {
+namespace {
+
+enum ByteState : uint8_t { kOutside, kUnwritten, kWritten };
+constexpr uint64_t kPageBytes = 4096, kGranuleBytes = 2;
+
+std::string describe(const Record& record, uint32_t own_block, const BlockState& block) {
+  const uint32_t* n = block.ntid;
+  char text[128];
+  const char* what = record.access & kWrite ? (record.access & kRead ? "atomic update" : "write")
+                                            : "read";
+  std::snprintf(text, sizeof text, "%s by thread (%u, %u, %u)", what, record.thread % n[0],
+                record.thread / n[0] % n[1], record.thread / (n[0] * n[1]));
+  std::string result = text;
+  if (record.block != own_block) result += " of block number " + std::to_string(record.block);
+  return result;
+}
+
+}  // namespace
+
+void observe(Thread& thread, uint32_t site, Space space, uint64_t address, uint32_t bytes,
+             uint32_t access) {
+  ThreadState& t = state(thread);
+  if (Observer* observer = t.home->launch->observer.get())
+    observer->access(t, site, space, address, bytes, access);
+}
+
+void Observer::start_block(BlockState& block) {
+  BlockTrace& trace = blocks_[block.number];
+  const uint32_t bytes = block.shared_bytes;
+  trace.byte_states.assign(bytes, kOutside);
+  const KernelInfo& kernel = block.launch->kernel;
+  const auto declare = [&](uint32_t offset, uint32_t size) {
+    std::fill_n(trace.byte_states.begin() + offset, size, kUnwritten);
+  };
+  for (uint32_t i = 0; i < kernel.variable_count; ++i)
+    declare(kernel.variables[i].offset, kernel.variables[i].bytes);
+  declare(bytes - block.dynamic_bytes, block.dynamic_bytes);
+  if (request_.detect_races) trace.cells.assign(bytes / kGranuleBytes + 1, Cell{});
+  for (uint32_t i = 0; i < block.thread_count; ++i) {
+    ThreadState& t = block.threads[i];
+    t.clock = t.fence = t.block_fence = t.acquired = Clock{};
+    t.clock.threads.assign(block.thread_count, 0);
+    t.clock.threads[i] = 1;
+  }
+}
+
+void Observer::access(ThreadState& t, uint32_t site, Space space, uint64_t address, uint32_t bytes,
+                      uint32_t access) {
+  BlockTrace& trace = blocks_[t.home->number];
+  if (request_.count) count(t, trace, site, space, address, bytes, access);
+  if (space == kLocal) return;
+  if (space == kShared) check_initialized(t, trace, site, address, bytes, access);
+  if (request_.detect_races) check_races(t, trace, site, space, address, bytes, access);
+}
+
+void Observer::check_initialized(ThreadState& t, BlockTrace& trace, uint32_t site, uint64_t offset,
+                                 uint32_t bytes, uint32_t access) {
+  for (uint64_t at = offset; at < offset + bytes; ++at) {
+    uint8_t& byte = trace.byte_states[at];
+    if (byte == kOutside)
+      fail_bounds(t, site, kShared, offset, bytes, access);
+    if ((access & kRead) && byte == kUnwritten && request_.detect_uninitialized)
+      fail(t, site, "read of shared memory that nobody has written: offset %llu, %u bytes",
+           static_cast<unsigned long long>(offset), bytes);
+    if (access & kWrite) byte = kWritten;
+  }
+}
+
+Cell& Observer::cell_at(BlockTrace& trace, Space space, uint64_t granule) {
+  if (space == kShared) return trace.cells[granule];
+  Page& page = pages_[granule * kGranuleBytes / kPageBytes];
+  if (page.empty()) page.resize(kPageBytes / kGranuleBytes);
+  return page[granule % (kPageBytes / kGranuleBytes)];
+}
+
+void Observer::check_races(ThreadState& t, BlockTrace& trace, uint32_t site, Space space,
+                           uint64_t address, uint32_t bytes, uint32_t access) {
+  Record now{static_cast<uint32_t>(t.home->number), t.clock.threads[t.index], site,
+             static_cast<uint16_t>(t.index), 0, static_cast<uint8_t>(access)};
+  for (uint64_t g = address / kGranuleBytes; g * kGranuleBytes < address + bytes; ++g) {
+    const bool low = g * kGranuleBytes >= address, high = g * kGranuleBytes + 1 < address + bytes;
+    now.bytes = static_cast<uint8_t>(low | high << 1);
+    check_cell(t, cell_at(trace, space, g), now, g * kGranuleBytes, space);
+  }
+  // Shared offsets are made unlike those of other blocks and unlike host addresses.
+  if (access & kStrong) synchronize(t, space == kShared ? t.home->number << 20 | address : address, access);
+}
+
+void Observer::check_cell(ThreadState& t, Cell& cell, const Record& now, uint64_t address,
+                          Space space) {
+  const auto ordered = [&](const Record& before) {
+    return before.epoch == 0 || t.clock.knows(before.block, before.thread, before.epoch, now.block);
+  };
+  const auto check = [&](const Record& before) {
+    const bool both_strong = (before.access & kStrong) && (now.access & kStrong);
+    const bool same_scope = before.block == now.block ||
+                            !((before.access | now.access) & kBlockScope);
+    if (!(before.bytes & now.bytes) || (both_strong && same_scope) || ordered(before)) return;
+    report_race(t, before, now, address, space);
+  };
+  check(cell.write);
+  if (now.access & kWrite) {
+    check(cell.reader), check(cell.neighbour), check(cell.stranger);
+    if (!(now.access & kUnrecorded)) cell.write = now;
+    return;
+  }
+  if (now.access & kUnrecorded) return;
+  if (!ordered(cell.reader)) {
+    const bool same_warp = cell.reader.block == now.block &&
+                           cell.reader.thread / 32 == now.thread / 32;
+    (same_warp ? cell.neighbour : cell.stranger) = cell.reader;
+  }
+  cell.reader = now;
+}
+
+void Observer::report_race(ThreadState& t, const Record& before, const Record& now,
+                           uint64_t address, Space space) {
+  std::string text = "data race on " + std::string(space == kShared ? "shared" : "global") +
+                     " memory: " + describe(now, now.block, *t.home) + " and an earlier " +
+                     describe(before, now.block, *t.home) + ", with nothing that orders them";
+  if (space == kShared) text += " (shared offset " + std::to_string(address) + ")";
+  record_failure(t, now.site, before.site, text);
+  leave(t);
+}
+
+void Observer::release(ThreadState& t, Clock& into) {
+  into.join(t.clock);
+  ++t.clock.threads[t.index];
+}
+
+void Observer::fence(ThreadState& t, bool block_scope) {
+  t.clock.join(t.acquired);
+  t.acquired = Clock{};
+  t.block_fence = t.clock;
+  if (!block_scope) t.fence = t.clock;
+  ++t.clock.threads[t.index];
+}
+
+// Strong accesses carry what fences, releases and acquires around them say. What a thread read by a
+// relaxed access becomes known to it at its next fence.
+void Observer::synchronize(ThreadState& t, uint64_t address, uint32_t access) {
+  const uint64_t own = t.home->number;
+  const bool block_scope = access & kBlockScope;
+  Published& gpu = published_[address];
+  Published& local = published_in_block_[{address, own}];
+  if (access & kRead) {
+    Clock& known = access & kAcquire ? t.clock : t.acquired;
+    known.join(local.clock, own, own);
+    if (!block_scope) known.join(gpu.clock, gpu.block, own);
+  }
+  if (!(access & kWrite)) return;
+  const bool update = access & kRead;  // an atomic continues what it found, a store replaces it
+  const Clock& wide = (access & kRelease) && !block_scope ? t.clock : t.fence;
+  const Clock& narrow = access & kRelease ? t.clock : t.block_fence;
+  Published before = update ? std::move(gpu) : Published{};
+  gpu = Published{wide, own};
+  gpu.clock.join(before.clock, before.block, own);
+  if (!update) local.clock = Clock{};
+  local.clock.join(narrow);
+  if (access & kRelease) ++t.clock.threads[t.index];
+}
+
+}  // namespace emulator

@@ -1,0 +1,73 @@
+// Watches the accesses of a kernel that was compiled with tracing: counts them, checks that shared
+// memory was written before it is read, and finds data races.
+#pragma once
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "machine.h"
+
+namespace emulator {
+
+// One access, remembered. Two conflict when they touch the same byte and one writes.
+struct Record {
+  uint32_t block, epoch, site;  // epoch 0: empty
+  uint16_t thread;
+  uint8_t bytes;   // which of the granule's two
+  uint8_t access;
+};
+// Two bytes of memory: the last write, the last reader, and the last readers that were unordered
+// with it from the same and from another warp. Barriers order whole blocks or whole warps, so a
+// write that misses any reader misses one of these.
+struct Cell {
+  Record write, reader, neighbour, stranger;
+};
+
+class Observer {
+ public:
+  explicit Observer(const Request& request) : request_(request) {}
+  void start_block(BlockState&);
+  void finish_block(BlockState&);  // folds the block's requests into the counters
+  void access(ThreadState&, uint32_t site, Space, uint64_t address, uint32_t bytes, uint32_t access);
+
+  // Happens-before edges. `release` adds what the thread knows and starts its next epoch.
+  void release(ThreadState&, Clock& into);
+  void fence(ThreadState&, bool block_scope);
+
+ private:
+  struct Requests {  // of one instruction and warp: where each lane's n-th execution went
+    uint32_t bytes, access;
+    Space space;
+    std::vector<uint64_t> lanes[32];
+  };
+  struct BlockTrace {
+    std::vector<uint8_t> byte_states;  // of shared memory: see ByteState
+    std::vector<Cell> cells;           // of shared memory
+    std::unordered_map<uint64_t, Requests> requests;  // by warp and site
+  };
+  using Page = std::vector<Cell>;
+
+  void count(ThreadState&, BlockTrace&, uint32_t site, Space, uint64_t address, uint32_t bytes,
+             uint32_t access);
+  static void count_requests(const Requests&, uint64_t* counters);
+  void check_initialized(ThreadState&, BlockTrace&, uint32_t site, uint64_t offset, uint32_t bytes,
+                         uint32_t access);
+  void check_races(ThreadState&, BlockTrace&, uint32_t site, Space, uint64_t address,
+                   uint32_t bytes, uint32_t access);
+  void check_cell(ThreadState&, Cell&, const Record& now, uint64_t address, Space);
+  void report_race(ThreadState&, const Record& before, const Record& now, uint64_t address, Space);
+  void synchronize(ThreadState&, uint64_t address, uint32_t access);
+  Cell& cell_at(BlockTrace&, Space, uint64_t granule);
+
+  struct Published {
+    Clock clock;
+    uint64_t block;
+  };
+  const Request& request_;
+  std::unordered_map<uint64_t, BlockTrace> blocks_;
+  std::unordered_map<uint64_t, Page> pages_;
+  std::unordered_map<uint64_t, Published> published_;                     // at an address
+  std::map<std::pair<uint64_t, uint64_t>, Published> published_in_block_;  // address and block
+};
+
+}  // namespace emulator

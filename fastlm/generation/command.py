@@ -1,0 +1,82 @@
+"""`fastlm generate`."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+import torch
+
+from fastlm.generation.streamers import TextStreamer
+from fastlm.models import GPT2LMHeadModel
+from fastlm.tokenizer import GPT2Tokenizer
+from fastlm.training.checkpoint import newest
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="FOLDER",
+        help="of from_pretrained, or the --out-dir of a training run",
+    )
+    parser.add_argument(
+        "--prompt",
+        default="",
+        metavar="TEXT",
+        help="what to continue; FILE:PATH reads it from a file; by default the start of a text",
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=100, help="(%(default)s)")
+    parser.add_argument("--num-samples", type=int, default=1, help="continuations (%(default)s)")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.8,
+        help="below 1 sharpens, above 1 flattens; 0 is greedy (%(default)s)",
+    )
+    parser.add_argument(
+        "--top-k",
+        type=int,
+        default=50,
+        help="draw from so many likeliest tokens; 0 for all (%(default)s)",
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="draw from the likeliest tokens that hold this probability (%(default)s)",
+    )
+    parser.add_argument("--seed", type=int, help="repeatable draws")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(%(default)s)")
+    parser.add_argument("--device", default="cpu", help="(%(default)s)")
+    parser.set_defaults(run=run)
+
+
+def run(args: Namespace) -> int:
+    """Writes the continuations to the terminal, token by token."""
+    folder = newest(args.model)
+    tokenizer = GPT2Tokenizer.from_pretrained(folder)
+    model = GPT2LMHeadModel.from_pretrained(folder, dtype=DTYPES[args.dtype], device=args.device)
+    ids = tokenizer.encode(_prompt(args.prompt)) or [tokenizer.bos_token_id]
+    input_ids = torch.tensor([ids], device=args.device)
+    sampling = {"do_sample": args.temperature > 0}
+    if args.temperature > 0:
+        sampling |= {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
+    for number in range(args.num_samples):
+        if args.num_samples > 1:
+            print(f"--- {number + 1}")
+        seed = None if args.seed is None else args.seed + number
+        model.generate(
+            input_ids,
+            max_new_tokens=args.max_new_tokens,
+            seed=seed,
+            **sampling,
+            streamer=TextStreamer(tokenizer, skip_special_tokens=True),
+        )
+    return 0
+
+
+def _prompt(text: str) -> str:
+    if not text.startswith("FILE:"):
+        return text
+    return Path(text.removeprefix("FILE:")).read_text(encoding="utf-8")

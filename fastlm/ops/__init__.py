@@ -1,0 +1,46 @@
+"""Fused operations with gradients. Each file holds one, in five parts: implementation, schema, fake, autograd, public."""
+
+import inspect
+
+from torch import Tensor
+
+# The functions that share a name with their file are imported last, over the submodules of that name.
+from . import attention as _attention
+from . import cross_entropy as _cross_entropy
+from . import dropout as _dropout
+from . import gelu as _gelu
+from . import layer_norm as _layer_norm
+
+_FORMS = {
+    function.__name__: (function, form)
+    for module in (_attention, _cross_entropy, _dropout, _gelu, _layer_norm)
+    for function, form in module.FORMS.items()
+}
+
+from .attention import attention, attention_with_kvcache, scaled_dot_product_attention  # noqa: E402
+from .cross_entropy import cross_entropy  # noqa: E402
+from .dropout import dropout  # noqa: E402
+from .gelu import gelu  # noqa: E402
+from .layer_norm import add_layer_norm, layer_norm  # noqa: E402
+
+__all__ = [
+    "add_layer_norm",
+    "attention",
+    "attention_with_kvcache",
+    "cross_entropy",
+    "dropout",
+    "gelu",
+    "layer_norm",
+    "scaled_dot_product_attention",
+]
+
+
+def describe_call(op: str, *args, **kwargs) -> tuple[Tensor, str | None]:
+    """The tensor that a call is chosen by, and what is special about its form; for `explain`."""
+    function, form = _FORMS[op]
+    bound = inspect.signature(function).bind_partial(*args, **kwargs)
+    x = next(iter(bound.arguments.values()))
+    try:
+        return x, form(*args, **kwargs)
+    except TypeError:  # fewer arguments than the op takes: explained by the tensor alone
+        return x, None

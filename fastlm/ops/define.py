@@ -1,0 +1,58 @@
+"""Registration of ops: torch.ops.fastlm.<name>, whose last argument is the backend's name."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .. import backend as backends
+
+_library = torch.library.Library("fastlm", "DEF")
+
+
+def define(name: str, schema: str, *, op: str, reference: Callable, native: Callable) -> Callable:
+    """Register fastlm::<name> and return it.
+
+    `schema` ends in `str backend`. Backend "torch" runs `reference`, which is also the fake kernel; every other runs
+    `native(module, *arguments)`, which allocates the results and calls the function of the module that op's table names.
+    """
+    _library.define(f"{name}{schema}")
+
+    def implementation(*arguments):
+        *arguments, backend = arguments
+        if backend == "torch":
+            return reference(*arguments)
+        return native(backends.load(backend, op), *arguments)
+
+    def fake(*arguments):
+        return reference(*arguments[:-1])
+
+    _library.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fastlm::{name}", fake, lib=_library)
+    return getattr(torch.ops.fastlm, name).default
+
+
+def draw_seed(device: torch.device) -> Tensor:
+    """A seed for Philox from torch's generator, so that torch.manual_seed and saved RNG states cover dropout."""
+    return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
+
+
+def check_probability(op: str, argument: str, p: float) -> None:
+    """Raises ValueError unless 0 <= p <= 1."""
+    if not 0 <= p <= 1:
+        raise ValueError(f"{op}: {argument}: expected a probability from 0 to 1, got {p}")
+
+
+def statistics_like(x: Tensor, shape) -> Tensor:
+    """Uninitialised float32, or float64 for float64 x."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return torch.empty(shape, dtype=dtype, device=x.device)
+
+
+def parameter_form(x: Tensor, *parameters: Tensor | None) -> str | None:
+    """What keeps a call from the kernels: parameters of several dtypes, or of one that is neither x's nor the statistics'."""
+    dtypes = {p.dtype for p in parameters if p is not None}
+    accepted = {x.dtype, torch.float64 if x.dtype == torch.float64 else torch.float32}
+    if len(dtypes) > 1 or not dtypes <= accepted:
+        return f"parameters of {', '.join(sorted(str(d) for d in dtypes))} with {x.dtype} input"
+    return None

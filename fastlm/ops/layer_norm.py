@@ -1,0 +1,213 @@
+"""Layer normalisation (Ba, Kiros, Hinton 2016), alone and fused with the residual addition before it."""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .. import memory, reference
+from ..backend import choose, where
+from .define import check_probability, define, draw_seed, parameter_form, statistics_like
+
+# ---- implementation: outputs allocated, the kernel called ----
+
+
+def _layer_norm_forward(kernels, x, weight, bias, eps):
+    y, mean, rstd = memory.empty_like(x), statistics_like(x, x.shape[:-1]), statistics_like(x, x.shape[:-1])
+    kernels.layer_norm_forward(y, mean, rstd, x, weight, bias, eps, where(x))
+    return y, mean, rstd
+
+
+def _layer_norm_backward(kernels, dy, x, weight, bias, mean, rstd):
+    dx, dweight, dbias = memory.empty_like(x), _grad_of(weight), _grad_of(bias)
+    kernels.layer_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, where(x))
+    return dx, _or_empty(dweight, x), _or_empty(dbias, x)
+
+
+def _add_layer_norm_forward(kernels, x, residual, weight, bias, seed, eps, dropout_p):
+    y, z = memory.empty_like(x), memory.empty_like(x)
+    mean, rstd = statistics_like(x, x.shape[:-1]), statistics_like(x, x.shape[:-1])
+    p = dropout_p if seed is not None else 0.0
+    kernels.add_layer_norm_forward(y, z, mean, rstd, x, residual, weight, bias, seed, eps, p, where(x))
+    return y, z, mean, rstd
+
+
+def _add_layer_norm_backward(
+    kernels, dy, dresidual_out, residual_out, weight, bias, mean, rstd, seed, dropout_p
+):
+    z = residual_out
+    dx = None if seed is None else memory.empty_like(z)
+    dz, dweight, dbias = memory.empty_like(z), _grad_of(weight), _grad_of(bias)
+    p = dropout_p if seed is not None else 0.0
+    kernels.add_layer_norm_backward(
+        dx, dz, dweight, dbias, dy, dresidual_out, z, weight, mean, rstd, seed, p, where(z)
+    )
+    return _or_empty(dx, z), dz, _or_empty(dweight, z), _or_empty(dbias, z)
+
+
+def _grad_of(parameter: Tensor | None) -> Tensor | None:
+    return None if parameter is None else torch.empty_like(parameter)
+
+
+def _or_empty(grad: Tensor | None, like: Tensor) -> Tensor:
+    """An op's result cannot be None: what does not exist is empty."""
+    return like.new_empty(0) if grad is None else grad
+
+
+# ---- schema and fake ----
+
+layer_norm_forward = define(
+    "layer_norm_forward",
+    "(Tensor x, Tensor? weight, Tensor? bias, float eps, str backend) -> (Tensor, Tensor, Tensor)",
+    op="layer_norm",
+    reference=reference.layer_norm_forward,
+    native=_layer_norm_forward,
+)
+layer_norm_backward = define(
+    "layer_norm_backward",
+    "(Tensor dy, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor rstd, str backend)"
+    " -> (Tensor, Tensor, Tensor)",
+    op="layer_norm",
+    reference=reference.layer_norm_backward,
+    native=_layer_norm_backward,
+)
+add_layer_norm_forward = define(
+    "add_layer_norm_forward",
+    "(Tensor x, Tensor residual, Tensor? weight, Tensor? bias, Tensor? seed, float eps, float dropout_p,"
+    " str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    op="add_layer_norm",
+    reference=reference.add_layer_norm_forward,
+    native=_add_layer_norm_forward,
+)
+add_layer_norm_backward = define(
+    "add_layer_norm_backward",
+    "(Tensor dy, Tensor? dresidual_out, Tensor residual_out, Tensor? weight, Tensor? bias, Tensor mean,"
+    " Tensor rstd, Tensor? seed, float dropout_p, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    op="add_layer_norm",
+    reference=reference.add_layer_norm_backward,
+    native=_add_layer_norm_backward,
+)
+
+# ---- autograd ----
+
+
+class _LayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, eps, backend):
+        y, mean, rstd = layer_norm_forward(x, weight, bias, eps, backend)
+        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        ctx.backend = backend  # backward may run when use() is no longer in force
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        dx, dweight, dbias = layer_norm_backward(dy.contiguous(), *ctx.saved_tensors, ctx.backend)
+        _, wants_weight, wants_bias, _, _ = ctx.needs_input_grad
+        return dx, dweight if wants_weight else None, dbias if wants_bias else None, None, None
+
+
+class _AddLayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, residual, weight, bias, seed, eps, dropout_p, backend):
+        y, z, mean, rstd = add_layer_norm_forward(x, residual, weight, bias, seed, eps, dropout_p, backend)
+        ctx.save_for_backward(z, weight, bias, mean, rstd, seed)
+        ctx.set_materialize_grads(False)  # the residual stream's last use has no gradient of its own
+        ctx.dropout_p, ctx.backend = dropout_p, backend
+        return y, z
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy, dz):
+        z, weight, bias, mean, rstd, seed = ctx.saved_tensors
+        dy = torch.zeros_like(z) if dy is None else dy.contiguous()
+        dz = None if dz is None else dz.contiguous()
+        dx, dresidual, dweight, dbias = add_layer_norm_backward(
+            dy, dz, z, weight, bias, mean, rstd, seed, ctx.dropout_p, ctx.backend
+        )
+        wants_weight, wants_bias = ctx.needs_input_grad[2:4]
+        dx = dresidual if seed is None else dx
+        return dx, dresidual, dweight if wants_weight else None, dbias if wants_bias else None, None, None, None, None
+
+
+# ---- public ----
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """torch.nn.functional.layer_norm on fastlm's kernels.
+
+    Args:
+        input: (*, *normalized_shape), float32, bfloat16 or float64 (others run on the reference).
+        normalized_shape: an int or the sizes of the dimensions to normalise over, as for torch.
+        weight, bias: of normalized_shape and input's dtype, or float32 under a narrower input; or None.
+    Returns: like input. Statistics are float32 (float64 for float64).
+    Raises: RuntimeError where shapes do not fit, as torch does.
+    """
+    sizes = [normalized_shape] if isinstance(normalized_shape, int) else list(normalized_shape)
+    if not sizes or list(input.shape[-len(sizes) :]) != sizes:
+        raise RuntimeError(
+            f"layer_norm: normalized_shape: expected the last dimensions of input {tuple(input.shape)}, got {sizes}"
+        )
+    _check_parameters("layer_norm", sizes, weight, bias)
+    backend = choose("layer_norm", input, _form(input, normalized_shape, weight, bias))
+    x = input.flatten(-len(sizes)).contiguous()
+    weight, bias = (None if p is None else p.flatten().contiguous() for p in (weight, bias))
+    return _LayerNorm.apply(x, weight, bias, eps, backend).view(input.shape)
+
+
+def add_layer_norm(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """residual_out = dropout(x) + residual; y = layer_norm(residual_out) over the last dimension, in one pass.
+
+    Args:
+        x, residual: (*, cols), of one dtype. weight, bias: (cols), or None.
+        dropout_p: probability of dropping an element of x; 0 when not training.
+        seed: int64 tensor of one element for Philox; None draws one from torch's generator. The mask depends on it
+            and on an element's place alone: it is the same in backward, on every device and with any number of threads.
+    Returns: (y, residual_out).
+    Raises: RuntimeError where shapes or dtypes do not fit, ValueError for a dropout_p outside 0 to 1.
+    """
+    if x.shape != residual.shape or x.dtype != residual.dtype:
+        raise RuntimeError(
+            f"add_layer_norm: residual: expected x's {tuple(x.shape)} {x.dtype}, "
+            f"got {tuple(residual.shape)} {residual.dtype}"
+        )
+    _check_parameters("add_layer_norm", [x.shape[-1]], weight, bias)
+    check_probability("add_layer_norm", "dropout_p", dropout_p)
+    backend = choose("add_layer_norm", x, _add_form(x, residual, weight, bias))
+    if dropout_p == 0:
+        seed = None
+    elif seed is None:
+        seed = draw_seed(x.device)
+    weight, bias = (None if p is None else p.contiguous() for p in (weight, bias))
+    return _AddLayerNorm.apply(x.contiguous(), residual.contiguous(), weight, bias, seed, eps, dropout_p, backend)
+
+
+def _check_parameters(op: str, sizes: list[int], *parameters: Tensor | None) -> None:
+    for name, parameter in zip(("weight", "bias"), parameters, strict=True):
+        if parameter is not None and list(parameter.shape) != sizes:
+            raise RuntimeError(f"{op}: {name}: expected shape {sizes}, got {list(parameter.shape)}")
+
+
+def _form(input, normalized_shape, weight=None, bias=None, eps=1e-5):
+    return parameter_form(input, weight, bias)
+
+
+def _add_form(x, residual, weight=None, bias=None, eps=1e-5, *, dropout_p=0.0, seed=None):
+    return parameter_form(x, weight, bias)
+
+
+FORMS = {layer_norm: _form, add_layer_norm: _add_form}

@@ -1,0 +1,141 @@
+"""Builds fastlm._cpu, and fastlm._cuda where nvcc and CUDA sources are, with ninja. torch is not needed.
+
+Each kernel file of csrc/cpu is compiled once per instruction set, into a namespace of that name; csrc/cpu/dispatch.cpp
+chooses at run time. Everything about a build is in the ninja file that this writes, so a second build compiles only
+what changed. FASTLM_CUDA=0 leaves CUDA out, 1 demands it, auto (the default) takes it where nvcc is found;
+FASTLM_CUDA_ARCHS lists what to compile for (80 and 90a).
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pybind11
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+CPU_SHARED = ("module.cpp", "dispatch.cpp", "memory.cpp")  # compiled once, for any processor
+CXX_FLAGS = "-std=c++17 -O3 -fPIC -fopenmp -fvisibility=hidden -Wall -Wextra -Wno-unknown-pragmas -Wno-psabi"
+ISAS = {
+    # GCC 12 warns of its own _mm512_undefined_* (bug 105593).
+    "avx512": "-march=x86-64-v4 -mprefer-vector-width=512 -Wno-uninitialized -Wno-maybe-uninitialized",
+    "avx2": "-march=x86-64-v3",
+    "baseline": "",
+}
+
+
+def isas() -> dict[str, str]:
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return ISAS if x86 else {"baseline": ""}
+
+
+def find_nvcc() -> str | None:
+    """Path of nvcc, or None where CUDA is not wanted or not there."""
+    wanted = os.environ.get("FASTLM_CUDA", "auto")
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path=os.path.join(home, "bin"))
+    if wanted == "1" and nvcc is None:
+        raise SystemExit("FASTLM_CUDA=1, but nvcc is neither on PATH nor under CUDA_HOME")
+    has_kernels = any((ROOT / "csrc" / "cuda").glob("*.cu"))
+    return nvcc if wanted != "0" and has_kernels else None
+
+
+def cpu_edges(build: Path) -> tuple[list[str], list[Path]]:
+    """Ninja build edges for the objects of fastlm._cpu, and those objects."""
+    lines, objects = [], []
+
+    def compile_one(source: Path, name: str, flags: str) -> None:
+        target = build / f"{name}.o"
+        objects.append(target)
+        lines.extend([f"build {target}: cxx {source}", f"  flags = {flags}"])
+
+    for source in sorted((ROOT / "csrc" / "cpu").glob("*.cpp")):
+        if source.name in CPU_SHARED:
+            compile_one(source, source.stem, "")
+            continue
+        for isa, flags in isas().items():
+            compile_one(source, f"{source.stem}-{isa}", f"-DFASTLM_ISA={isa} {flags}")
+    return lines, objects
+
+
+def cuda_edges(build: Path) -> tuple[list[str], list[Path]]:
+    """The same for fastlm._cuda: sm_80, sm_90a and PTX of the newest for what comes after."""
+    archs = os.environ.get("FASTLM_CUDA_ARCHS", "80;90a").split(";")
+    gencode = " ".join(f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs)
+    ptx = f"-gencode=arch=compute_{archs[0].rstrip('a')},code=compute_{archs[0].rstrip('a')}"
+    lines, objects = [], []
+    for source in sorted((ROOT / "csrc" / "cuda").glob("*.c[up]*")):
+        if source.suffix not in (".cu", ".cpp"):
+            continue
+        target = build / f"cuda-{source.stem}.o"
+        objects.append(target)
+        rule = "nvcc" if source.suffix == ".cu" else "cxx"
+        lines.extend([f"build {target}: {rule} {source}", f"  flags = {gencode} {ptx}" * (rule == "nvcc")])
+    return lines, objects
+
+
+def ninja_file(build: Path, target: Path, nvcc: str | None) -> str:
+    """The build of one module, as text."""
+    includes = f"-I{sysconfig.get_path('include')} -I{pybind11.get_include()}"
+    cxx = os.environ.get("CXX", "g++")
+    edges, objects = cuda_edges(build) if nvcc else cpu_edges(build)
+    runtime = f"-L{Path(nvcc).resolve().parent.parent}/lib64 -lcudart_static -ldl -lrt -lpthread" if nvcc else ""
+    return "\n".join([
+        f"cxxflags = {CXX_FLAGS} {includes}",
+        "rule cxx",
+        f"  command = {cxx} $cxxflags $flags -MMD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = c++ $out",
+        "rule nvcc",
+        f"  command = {nvcc} -std=c++17 -O3 -lineinfo -Xcompiler=-fPIC $flags -MMD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = nvcc $out",
+        "rule link",
+        f"  command = {cxx} -shared $in -o $out -fopenmp {runtime}",
+        "  description = link $out",
+        *edges,
+        f"build {target}: link {' '.join(map(str, objects))}",
+        "",
+    ])
+
+
+class BuildWithNinja(build_ext):
+    """Writes one ninja file per module and runs it."""
+
+    def build_extension(self, extension: Extension) -> None:
+        name = extension.name.rsplit(".", 1)[-1]
+        target = Path(self.get_ext_fullpath(extension.name)).resolve()
+        # One build folder per interpreter, kept between builds so that ninja finds what it made.
+        build = ROOT / "build" / f"{name}-{sysconfig.get_config_var('SOABI')}"
+        build.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        nvcc = find_nvcc() if name == "_cuda" else None
+        (build / "build.ninja").write_text(ninja_file(build, target, nvcc))
+        subprocess.run([ninja_command(), "-C", str(build)], check=True)
+
+
+def ninja_command() -> str:
+    import ninja
+
+    return str(Path(ninja.BIN_DIR) / "ninja")
+
+
+extensions = [Extension("fastlm._cpu", sources=[])]
+if find_nvcc():
+    extensions.append(Extension("fastlm._cuda", sources=[]))
+
+setup(
+    packages=[
+        "fastlm", "fastlm.ops", "fastlm.models", "fastlm.generation", "fastlm.training", "fastlm.emulator",
+        "fastlm.data", "fastlm.kernels",
+    ],
+    package_dir={"fastlm": "fastlm", "fastlm.kernels": "kernels"},
+    ext_modules=extensions,
+    cmdclass={"build_ext": BuildWithNinja},
+)

@@ -20,9 +20,11 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 CPU_SHARED = ("module.cpp", "dispatch.cpp", "memory.cpp")  # compiled once, for any processor
 CXX_FLAGS = "-std=c++17 -O3 -fPIC -fopenmp -fvisibility=hidden -Wall -Wextra -Wno-unknown-pragmas -Wno-psabi"
+# GCC 12 warns of its own _mm512_undefined_* (bug 105593).
+AVX512 = "-march=x86-64-v4 -mprefer-vector-width=512 -Wno-uninitialized -Wno-maybe-uninitialized"
 ISAS = {
-    # GCC 12 warns of its own _mm512_undefined_* (bug 105593).
-    "avx512": "-march=x86-64-v4 -mprefer-vector-width=512 -Wno-uninitialized -Wno-maybe-uninitialized",
+    "avx512bf16": f"{AVX512} -mavx512bf16",
+    "avx512": AVX512,
     "avx2": "-march=x86-64-v3",
     "baseline": "",
 }

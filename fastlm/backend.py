@@ -7,7 +7,6 @@ was taken or passed over. The choice looks at device, dtype and static sizes onl
 """
 
 import contextlib
-import contextvars
 import functools
 import importlib
 import os
@@ -66,13 +65,19 @@ KERNELS: dict[str, list[Kernel]] = {
 }
 
 BACKENDS = ("cuda", "triton", "cpp", "torch")
-_forced_in_process = os.environ.get("FASTLM_BACKEND") or None
-_forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("forced", default=None)
+# What use() or FASTLM_BACKEND asks for. A plain global and no context variable: torch.compile guards on the one, so that a
+# compiled function follows use(), and cannot trace the other.
+_forced = os.environ.get("FASTLM_BACKEND") or None
+
+
+@torch.compiler.assume_constant_result
+def not_installed(module: str) -> str | None:
+    """Why a kernel's module cannot be imported; None if it can."""
+    return _import_error(module)
 
 
 @functools.cache
-def not_installed(module: str) -> str | None:
-    """Why a kernel's module cannot be imported; None if it can."""
+def _import_error(module: str) -> str | None:
     try:
         importlib.import_module(module)
     except ImportError as error:
@@ -88,21 +93,22 @@ def load(kernel_name: str, op: str) -> ModuleType:
 
 def forced() -> str | None:
     """The backend that use() or FASTLM_BACKEND asks for, or None."""
-    return _forced.get() or _forced_in_process
+    return _forced
 
 
 @contextlib.contextmanager
 def use(name: str) -> Iterator[None]:
     """Run every op inside on the backend `name` ("cuda", "triton", "cpp" or "torch") or fail saying why.
 
-    Raises ValueError for another name. Backward runs on the backend that its forward ran on.
+    It holds for all threads. Raises ValueError for another name. Backward runs on the backend that its forward ran on.
     """
+    global _forced
     _check_name(name)
-    token = _forced.set(name)
+    before, _forced = _forced, name
     try:
         yield
     finally:
-        _forced.reset(token)
+        _forced = before
 
 
 def _check_name(name: str) -> None:
@@ -130,7 +136,9 @@ def choose(op: str, x: Tensor, form: str | None = None) -> str:
         reasons.append(f"{kernel.name}: {reason}")
     if not reasons:
         reasons = [f"{wanted}: there is no such kernel for this op"]
-    raise BackendUnavailable(f"{op}: nothing can run it on {describe(x)}\n  " + "\n  ".join(reasons))
+    raise BackendUnavailable(
+        f"{op}: nothing can run it on {describe(x)}\n  " + "\n  ".join(reasons)
+    )
 
 
 @functools.cache
@@ -158,7 +166,9 @@ def explanation(op: str, *args, **kwargs) -> str:
         reason = kernel.why_not(x, form)
         if forced() not in (None, kernel.name):
             reason = f"{forced()} is asked for"
-        verdict = f"no: {reason}" if reason else ("not needed: one above is taken" if taken else "taken")
+        verdict = (
+            f"no: {reason}" if reason else ("not needed: one above is taken" if taken else "taken")
+        )
         taken = taken or reason is None
         lines.append(f"  {kernel.name:7} {verdict}")
     return "\n".join(lines)
@@ -188,7 +198,9 @@ def info() -> str:
     reason = not_installed("fastlm._cpu")
     if reason is None:
         cpu = importlib.import_module("fastlm._cpu")
-        lines.append(f"cpu: {cpu.isa()} in use; this machine runs {', '.join(cpu.available_isas())}")
+        lines.append(
+            f"cpu: {cpu.isa()} in use; this machine runs {', '.join(cpu.available_isas())}"
+        )
     else:
         lines.append(f"cpu: {reason}")
     if torch.cuda.is_available():
@@ -203,5 +215,7 @@ def info() -> str:
             limits = " on " + kernel.on if kernel.on else ""
             dtypes = ": " + _names(kernel.dtypes) if kernel.dtypes else ""
             reason = not_installed(kernel.module)
-            lines.append(f"  {kernel.name:7}" + (f"no: {reason}" if reason else f"yes{limits}{dtypes}"))
+            lines.append(
+                f"  {kernel.name:7}" + (f"no: {reason}" if reason else f"yes{limits}{dtypes}")
+            )
     return "\n".join(lines)

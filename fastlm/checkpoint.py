@@ -86,7 +86,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
 ):
-    """`model_class(config)` with the tensors of `folder`, in eval mode; dtype None keeps the file's.
+    """`model_class(config)` with `folder`'s tensors, in eval mode; dtype None keeps the file's.
 
     Files with and without the "transformer." prefix are read. Raises FileNotFoundError, or
     CheckpointError where the file is damaged or its tensors are not the model's.

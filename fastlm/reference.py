@@ -151,12 +151,20 @@ def cross_entropy_forward(
     w = torch.ones_like(z[0]) if weight is None else weight
     hard = w[safe[:, 0]] * (lse - z.gather(1, safe)[:, 0])
     smooth = w.sum() * lse - (z * w).sum(-1)
-    loss = (1 - label_smoothing) * hard + label_smoothing / z.shape[1] * smooth + lse_square_scale * lse.square()
+    loss = (
+        (1 - label_smoothing) * hard
+        + label_smoothing / z.shape[1] * smooth
+        + lse_square_scale * lse.square()
+    )
     loss = loss.masked_fill(ignored, 0)
     if dloss is None:
         return loss, lse, logits.new_empty(0)
     options = (ignore_index, label_smoothing, lse_square_scale, softcap)
-    return loss, lse, cross_entropy_backward(torch.full_like(loss, dloss), logits, target, weight, lse, *options)
+    return (
+        loss,
+        lse,
+        cross_entropy_backward(torch.full_like(loss, dloss), logits, target, weight, lse, *options),
+    )
 
 
 def cross_entropy_backward(
@@ -194,7 +202,11 @@ def _visible(q, k, cu_q, cu_k, seqlens_k, window) -> tuple[Tensor, Tensor]:
     queries, keys = q.shape[-3], k.shape[-3]
     key = torch.arange(keys, device=q.device)
     if cu_q is None:
-        length = torch.full((1, 1, 1), keys, device=q.device) if seqlens_k is None else seqlens_k[:, None, None]
+        length = (
+            torch.full((1, 1, 1), keys, device=q.device)
+            if seqlens_k is None
+            else seqlens_k[:, None, None]
+        )
         position = torch.arange(queries, device=q.device)[:, None] + length - queries
         seen = key < length
     else:
@@ -220,7 +232,9 @@ def _scores(q, k, visible, softmax_scale, softcap):
     raw = torch.einsum("bqhd,bkhd->bhqk", q, k) * softmax_scale
     t = torch.tanh(raw / softcap) if softcap else None
     scores = raw if t is None else softcap * t
-    return scores.masked_fill(~visible[:, None], float("-inf")), None if t is None else 1 - t.square()
+    return scores.masked_fill(
+        ~visible[:, None], float("-inf")
+    ), None if t is None else 1 - t.square()
 
 
 def _probabilities(scores: Tensor, lse: Tensor) -> Tensor:
@@ -234,7 +248,20 @@ def _attention_factors(seed, p, lse, key):
 
 
 def attention_forward(
-    q, k, v, cu_q, cu_k, seqlens_k, seed, max_q, max_k, softmax_scale, softcap, window_left, window_right, dropout_p
+    q,
+    k,
+    v,
+    cu_q,
+    cu_k,
+    seqlens_k,
+    seed,
+    max_q,
+    max_k,
+    softmax_scale,
+    softcap,
+    window_left,
+    window_right,
+    dropout_p,
 ):
     """(o, lse): o like q; lse (batch, heads, queries) or (heads, tokens), natural log."""
     visible, key = _visible(q, k, cu_q, cu_k, seqlens_k, (window_left, window_right))
@@ -253,7 +280,22 @@ def attention_forward(
 
 
 def attention_backward(
-    dout, q, k, v, o, lse, cu_q, cu_k, seed, max_q, max_k, softmax_scale, softcap, window_left, window_right, dropout_p
+    dout,
+    q,
+    k,
+    v,
+    o,
+    lse,
+    cu_q,
+    cu_k,
+    seed,
+    max_q,
+    max_k,
+    softmax_scale,
+    softcap,
+    window_left,
+    window_right,
+    dropout_p,
 ):
     """(dq, dk, dv)."""
     visible, key = _visible(q, k, cu_q, cu_k, None, (window_left, window_right))

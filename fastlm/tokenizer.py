@@ -164,7 +164,8 @@ class GPT2Tokenizer:
         rows = [row[:limit] for row in rows] if truncation else rows
         masks = [[1] * len(row) for row in rows]
         if padding:
-            width = limit if padding == "max_length" else max(map(len, rows), default=0)
+            longest = max(map(len, rows), default=0)
+            width = limit if limit and padding == "max_length" else longest
             masks = [self._pad(row, width, 0) for row in masks]
             rows = [self._pad(row, width, self._pad_id()) for row in rows]
         if return_tensors is None:
@@ -229,12 +230,12 @@ class GPT2Tokenizer:
 
     @eos_token.setter
     def eos_token(self, token: str) -> None:
-        self._require(token)
+        self._id(token)  # which refuses what is no token
         self._eos_token = token
 
     @property
     def eos_token_id(self) -> int:
-        return self.backend.token_to_id(self.eos_token)
+        return self._id(self.eos_token)
 
     # GPT-2 has one special token, and it does the work of both.
     bos_token = eos_token
@@ -247,12 +248,12 @@ class GPT2Tokenizer:
     @pad_token.setter
     def pad_token(self, token: str | None) -> None:
         if token is not None:
-            self._require(token)
+            self._id(token)
         self._pad_token = token
 
     @property
     def pad_token_id(self) -> int | None:
-        return None if self.pad_token is None else self.backend.token_to_id(self.pad_token)
+        return None if self.pad_token is None else self._id(self.pad_token)
 
     @property
     def padding_side(self) -> str:
@@ -266,11 +267,13 @@ class GPT2Tokenizer:
             )
         self._padding_side = side
 
-    def _require(self, token: str) -> None:
-        if self.backend.token_to_id(token) is None:
+    def _id(self, token: str) -> int:
+        number = self.backend.token_to_id(token)
+        if number is None:
             raise ValueError(
                 f"GPT2Tokenizer: got the special token {token!r}, accepted is one of the vocabulary"
             )
+        return number
 
 
 def _spelling(token) -> str | None:

@@ -6,9 +6,7 @@ import pytest
 import torch
 import transformers
 from accuracy import assert_as_accurate_as_torch
-from safetensors.torch import load_file, save_file
 
-from fastlm.checkpoint import CheckpointError
 from fastlm.generation import KVCache
 from fastlm.models import GPT2Config, GPT2LMHeadModel, GPT2Model
 
@@ -27,6 +25,8 @@ def their_model(**settings):
     """transformers' GPT-2 with no parameter at its initial zero or one, so that each one counts."""
     torch.manual_seed(0)
     kept = {**SHAPE, **NO_DROPOUT, **END, **settings}
+    # Their fused attention passes reorder_and_upcast_attn over.
+    kept["attn_implementation"] = "eager" if kept.get("reorder_and_upcast_attn") else "sdpa"
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**kept))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -37,7 +37,8 @@ def their_model(**settings):
 def trio(dtype, **settings):
     """(ours, theirs, truth): weights rounded to `dtype`; the truth computes on them in float64."""
     theirs = their_model(**settings).to(dtype)
-    truth = their_model(**settings).double()
+    # With reorder_and_upcast_attn transformers computes in float32 whatever the model is in.
+    truth = their_model(**{**settings, "reorder_and_upcast_attn": False}).double()
     truth.load_state_dict(theirs.state_dict())
     ours = GPT2LMHeadModel(config(**settings)).to(dtype)
     ours.load_state_dict(theirs.state_dict())
@@ -68,19 +69,20 @@ VARIANTS = [
     {"scale_attn_by_inverse_layer_idx": True},
     {"scale_attn_weights": False},
     {"n_inner": 80, "tie_word_embeddings": False},
-    {"reorder_and_upcast_attn": True, "attn_implementation": "eager"},
+    {"reorder_and_upcast_attn": True},
 ]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: next(iter(v), "default"))
 def test_logits_loss_and_every_gradient(dtype, variant):
-    ours, theirs, truth = models = trio(dtype, **variant)
+    models = trio(dtype, **variant)
     outputs = [model(tokens(), labels=labels_with_gaps()) for model in models]
     for output in outputs:
         output.loss.backward()
     assert_as_accurate_as_torch(*(output.logits for output in outputs), "logits")
-    assert_as_accurate_as_torch(*(output.loss for output in outputs), "loss")
+    # The losses are float32, but of logits in `dtype`, whose precision the rule goes by.
+    assert_as_accurate_as_torch(*in_dtype(dtype, *(output.loss for output in outputs)), "loss")
     gradients = [dict(model.named_parameters()) for model in models]
     assert gradients[0].keys() == gradients[1].keys()
     for name in gradients[0]:
@@ -92,7 +94,11 @@ def test_ten_adamw_steps(dtype):
     models = trio(dtype)
     losses = [torch.stack(ten_losses(model)) for model in models]
     assert losses[2][-1] < 0.9 * losses[2][0], "nothing was learnt, so nothing was compared"
-    assert_as_accurate_as_torch(*losses, "losses of ten steps")
+    assert_as_accurate_as_torch(*in_dtype(dtype, *losses), "losses of ten steps")
+
+
+def in_dtype(dtype, ours, theirs, truth):
+    return ours.to(dtype), theirs.to(dtype), truth
 
 
 def ten_losses(model):
@@ -150,11 +156,13 @@ def test_cached_pieces_equal_the_whole(dtype):
 
 
 def test_logits_to_keep_and_tuple_output():
-    ours, _, _ = trio(torch.float32)
+    ours, _, _ = models = trio(torch.float32)
     whole = ours(tokens(), labels=tokens())
     loss, logits = whole
     assert logits is whole.logits is whole["logits"] is whole[1] and loss is whole[0]
-    assert torch.equal(ours(tokens(), logits_to_keep=2).logits, logits[:, -2:])
+    last_two = [model(tokens(), logits_to_keep=2).logits for model in models]
+    assert last_two[0].shape == (3, 2, 101)
+    assert_as_accurate_as_torch(*last_two, "logits_to_keep")
     assert torch.equal(ours(tokens(), return_dict=False)[0], logits)
 
 
@@ -197,71 +205,6 @@ def test_initial_weights():
         std = 0.01 if name.endswith("c_proj.weight") else 0.02
         # The deviation of n draws has itself a relative deviation of 1 / sqrt(2 n); five of those.
         assert abs(parameter.std() / std - 1) < 5 / (2 * parameter.numel()) ** 0.5, name
-
-
-@pytest.mark.parametrize("prefix", [True, False], ids=["with prefix", "without"])
-def test_files_pass_both_ways(tmp_path, prefix):
-    theirs = their_model()
-    (theirs if prefix else theirs.transformer).save_pretrained(tmp_path / "theirs")
-    ours = GPT2LMHeadModel.from_pretrained(tmp_path / "theirs")
-    assert not ours.training and ours.lm_head.weight is ours.transformer.wte.weight
-    ours.save_pretrained(tmp_path / "ours")
-    again = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "ours")
-    for name, tensor in theirs.state_dict().items():
-        assert tensor.equal(ours.state_dict()[name]) and tensor.equal(again.state_dict()[name])
-    trunk = GPT2Model.from_pretrained(tmp_path / "ours", dtype=torch.bfloat16)
-    assert trunk.h[2].mlp.c_fc.weight.equal(theirs.transformer.h[2].mlp.c_fc.weight.bfloat16())
-
-
-def test_old_files_with_masks_are_read(tmp_path):
-    model = GPT2LMHeadModel(config())
-    model.save_pretrained(tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
-    tensors["transformer.h.0.attn.bias"] = torch.ones(1, 1, 32, 32)
-    tensors["transformer.h.0.attn.masked_bias"] = torch.tensor(-1e4)
-    save_file(tensors, tmp_path / "model.safetensors")
-    again = GPT2LMHeadModel.from_pretrained(tmp_path)
-    assert again(tokens()).logits.equal(model.eval()(tokens()).logits)
-
-
-def damage(tensors, how):
-    if how == "missing":
-        del tensors["transformer.h.1.attn.c_attn.weight"]
-    elif how == "unexpected":
-        tensors["transformer.h.1.extra"] = torch.ones(2)
-    else:
-        tensors["transformer.ln_f.weight"] = torch.ones(7)
-
-
-@pytest.mark.parametrize(
-    ("how", "named"),
-    [
-        ("missing", r"missing transformer\.h\.1\.attn\.c_attn\.weight"),
-        ("unexpected", r"unexpected transformer\.h\.1\.extra"),
-        ("mis-shaped", r"ln_f\.weight: got shape \(7,\), accepted is \(48,\)"),
-    ],
-)
-def test_files_that_do_not_fit_are_named(tmp_path, how, named):
-    GPT2LMHeadModel(config()).save_pretrained(tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
-    damage(tensors, how)
-    save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=named):
-        GPT2LMHeadModel.from_pretrained(tmp_path)
-
-
-def test_truncated_and_missing_files_are_named(tmp_path):
-    GPT2LMHeadModel(config()).save_pretrained(tmp_path)
-    whole = (tmp_path / "model.safetensors").read_bytes()
-    for kept in (0, 5, 100, len(whole) - 1):
-        (tmp_path / "model.safetensors").write_bytes(whole[:kept])
-        with pytest.raises(CheckpointError, match=r"model\.safetensors: not a whole"):
-            GPT2LMHeadModel.from_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text('{"n_embd": ')
-    with pytest.raises(CheckpointError, match=r"config\.json"):
-        GPT2LMHeadModel.from_pretrained(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"gpt2.config\.json.*a folder that holds"):
-        GPT2LMHeadModel.from_pretrained("gpt2")
 
 
 def test_config_round_trip_and_aliases(tmp_path):
@@ -314,7 +257,7 @@ def test_impossible_configs_are_named(settings, error, named):
         ({"input_ids": tokens(), "attention_mask": torch.ones(3, 9)}, ValueError, r"\(3, 9\)"),
         ({"input_ids": tokens(), "labels": tokens(3, 23)}, ValueError, r"\(3, 23\).*\(3, 24\)"),
         ({"input_ids": tokens(), "labels": labels_with(101)}, IndexError, "101"),
-        ({"input_ids": tokens(), "labels": labels_with(-1)}, IndexError, "-1"),
+        ({"input_ids": tokens(), "labels": labels_with(-1)}, IndexError, r"-1"),
     ],
 )
 def test_bad_input_is_named(arguments, error, named):
@@ -327,7 +270,7 @@ def test_full_cache_is_named():
     cache = KVCache.for_model(model, 3, 32)
     with torch.no_grad():
         model(tokens(), past_key_values=cache)
-    with pytest.raises(ValueError, match="9 tokens after 24 cached.*n_positions = 32"):
+    with pytest.raises(ValueError, match=r"9 tokens after 24 cached.*n_positions = 32"):
         model(tokens(3, 9), past_key_values=cache)
 
 

@@ -120,7 +120,9 @@ def test_training_from_files_is_training_on_their_text(tmp_path):
         paths.append(tmp_path / f"{number}.txt")
         paths[-1].write_text(text, encoding="utf-8")
     from_files = GPT2Tokenizer.train(paths, 280, show_progress=False)
-    assert from_files.get_vocab() == GPT2Tokenizer.train(texts, 280, show_progress=False).get_vocab()
+    assert (
+        from_files.get_vocab() == GPT2Tokenizer.train(texts, 280, show_progress=False).get_vocab()
+    )
 
 
 @pytest.mark.parametrize(

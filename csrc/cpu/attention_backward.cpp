@@ -85,7 +85,7 @@ void pair(const AttentionShape& s, const Sequence& seq, const DropoutRule& dropo
     const Vec<A> lse2 = load(b.lse2 + query + q), delta = load(b.delta + query + q);
     for (int64_t k = 0; k < keys; ++k) {
       const int64_t at = k * kQueries + q;
-      const Vec<A> probability = exp2(load(b.p + at) - lse2);
+      const Vec<A> probability = exp2_bounded(load(b.p + at) - lse2);
       store(b.p + at, probability);
       store(b.ds + at, probability * (load(b.ds + at) - delta));
     }

@@ -36,7 +36,7 @@ void decode_query(const AttentionForward& p, const Sequence& seq, int64_t head, 
   const A base = peak > -A(INFINITY) ? peak : A(0);
   Vec<A> sums{};
   sweep<A>(high - low + 1, [&](int64_t i, auto span) __attribute__((always_inline)) {
-    const Vec<A> e = live<A>(exp2(load(scores + i, span) - base), span);
+    const Vec<A> e = live<A>(exp2_bounded(load(scores + i, span) - base), span);
     store(scores + i, e, span);
     sums += e;
   });

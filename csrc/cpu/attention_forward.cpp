@@ -35,10 +35,10 @@ void online_softmax(ForwardBlocks<A>& b, int64_t keys, int64_t head_dim) {
     for (int64_t k = 0; k < keys; ++k) peak = max(peak, load(b.scores + k * kQueries + q));
     // A query that has seen no key yet has the maximum -inf; relative to 0 its exponentials are all 0.
     const Vec<A> base = peak > -A(INFINITY) ? peak : Vec<A>{};
-    const Vec<A> shrink = exp2(old_peak - base);
+    const Vec<A> shrink = exp2_bounded(old_peak - base);
     Vec<A> sum{};
     for (int64_t k = 0; k < keys; ++k) {
-      const Vec<A> p = exp2(load(b.scores + k * kQueries + q) - base);
+      const Vec<A> p = exp2_bounded(load(b.scores + k * kQueries + q) - base);
       store(b.scores + k * kQueries + q, p);
       sum += p;
     }

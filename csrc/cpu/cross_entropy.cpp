@@ -1,9 +1,8 @@
 // cross_entropy, forward and backward, a row of logits at a time.
 //
-// Forward without a gradient reads the logits once: a chunk of 8 KB is in L1 for its maximum and for its
-// exponentials, and chunks are joined as in online softmax. Forward with a gradient also keeps the exponentials of the
-// row in a scratch row that stays in L2, and turns them into the gradient at its end: one exponential per logit, one
-// read and one write of memory. With the base-2 logits y = z * log2(e), e^(z - max) is one fused multiply-add and 2^.
+// Forward without a gradient reads the logits once, in one pass of online softmax over chunks. Forward with a gradient also
+// keeps the exponentials of the row in a scratch row that stays in L2, and turns them into the gradient at its end: one
+// exponential per logit, one read and one write of memory. With logits in base 2, e^(z - base) is one fused multiply-add and 2^.
 #include "../cross_entropy.h"
 
 #include "parallel.h"
@@ -14,15 +13,6 @@ namespace fastlm::cpu::FASTLM_ISA {
 namespace {
 
 constexpr int64_t kChunk = 2048;  // logits
-
-// What a row's loss and gradient need to know of its softmax.
-template <class A>
-struct RowSums {
-  A lse;         // natural log
-  A peak2;       // the maximum, times log2(e), that exponentials are relative to
-  A inverse;     // 1 / sum of exponentials
-  A weighted;    // sum over classes of w_c z_c; only with label smoothing
-};
 
 // The general form: softcap and weights, each an option of the whole call.
 template <class T>
@@ -50,33 +40,56 @@ FASTLM_INLINE Vec<A> tail_is(Vec<A> v, Span span, A dead) {
   else return v;
 }
 
-// Online softmax over chunks. Where `kept` is given it receives the exponentials, each relative to its own chunk's
-// running maximum, and `peaks` those maxima.
+// One chunk of logits: the largest (base 2), the sum of exponentials relative to `base`, and those themselves in `kept`.
+template <class A> struct ChunkSums { A peak, sum; };
+
 template <class T>
-RowSums<acc_t<T>> softmax_sums(const Row<T>& row, int64_t classes, acc_t<T>* kept, acc_t<T>* peaks) {
+ChunkSums<acc_t<T>> chunk_sums(const Row<T>& row, int64_t start, int64_t length, acc_t<T> base, acc_t<T>* kept) {
   using A = acc_t<T>;
-  A peak = -A(INFINITY), total = 0;
+  Vec<A> highest = all(-A(INFINITY)), sums{};
+  sweep<A>(length, [&](int64_t c, auto span) __attribute__((always_inline)) {
+    prefetch(row.logits + start + c);
+    const Vec<A> z = tail_is<A>(row.at(start + c, span), span, -A(INFINITY));
+    const Vec<A> e = exp2_bounded(z * A(kLog2e) - base);
+    highest = max(highest, z);
+    sums += e;
+    if (kept) store(kept + start + c, e, span);
+  });
+  return {largest<A>(highest) * A(kLog2e), sum<A>(sums)};
+}
+
+template <class T>
+acc_t<T> chunk_peak(const Row<T>& row, int64_t start, int64_t length) {
+  using A = acc_t<T>;
+  Vec<A> highest = all(-A(INFINITY));
+  sweep<A>(length, [&](int64_t c, auto span) __attribute__((always_inline)) {
+    highest = max(highest, tail_is<A>(row.at(start + c, span), span, -A(INFINITY)));
+  });
+  return largest<A>(highest) * A(kLog2e);
+}
+
+// Online softmax over chunks; the lse, in natural logarithm. Exponentials are relative to the largest logit of the first chunk,
+// and to a new one only where a later chunk exceeds it by 2^kSlack: float32 has room, and one pass replaces two. `kept` receives
+// the exponentials, `bases` what those of each chunk are relative to; both may be null.
+template <class T>
+acc_t<T> log_sum_exp(const Row<T>& row, int64_t classes, acc_t<T>* kept, acc_t<T>* bases) {
+  using A = acc_t<T>;
+  constexpr A kSlack = 60;  // 2^60 * 50257 * 2^60 is far from overflow
+  A base = -A(INFINITY), total = 0;
   for (int64_t start = 0; start < classes; start += kChunk) {
     const int64_t length = least(kChunk, classes - start);
-    Vec<A> highest = all(peak);
-    sweep<A>(length, [&](int64_t c, auto span) __attribute__((always_inline)) {
-      highest = max(highest, tail_is<A>(row.at(start + c, span), span, -A(INFINITY)) * A(kLog2e));
-    });
-    const A new_peak = largest<A>(highest);
-    const A base = new_peak == -A(INFINITY) ? A(0) : new_peak;  // a chunk of -inf only: its exponentials are 0
-    Vec<A> sums[2] = {};
-    int64_t turn = 0;
-    sweep<A>(length, [&](int64_t c, auto span) __attribute__((always_inline)) {
-      const Vec<A> e = live<A>(exp2(row.at(start + c, span) * A(kLog2e) - base), span);
-      sums[turn++ & 1] += e;
-      if (kept) store(kept + start + c, e, span);
-    });
-    if (total > 0) total *= A(::exp2(double(peak - base)));
-    total += sum<A>(sums[0] + sums[1]);
-    peak = new_peak;
-    if (peaks) peaks[start / kChunk] = base;
+    if (base == -A(INFINITY)) base = chunk_peak(row, start, length);
+    const A relative_to = base == -A(INFINITY) ? A(0) : base;  // only -inf so far: its exponentials are 0
+    ChunkSums<A> sums = chunk_sums(row, start, length, relative_to, kept);
+    if (sums.peak > relative_to + kSlack) {
+      total *= A(::exp2(double(relative_to - sums.peak)));
+      base = sums.peak;
+      sums = chunk_sums(row, start, length, base, kept);
+    }
+    total += sums.sum;
+    if (bases) bases[start / kChunk] = base == -A(INFINITY) ? A(0) : base;
   }
-  return {(peak + A(__builtin_log2(double(total)))) * A(kLn2), peak, A(1) / total, A(0)};
+  return (base + A(__builtin_log2(double(total)))) * A(kLn2);
 }
 
 template <class T>
@@ -104,25 +117,26 @@ Coefficients<A> coefficients(const CrossEntropyOptions& o, int64_t classes, A ta
 // The gradient of one row. p_c comes from the kept exponentials where there are any, else from the logits and the lse.
 template <class T, bool kStream>
 void gradient_row(const Row<T>& row, int64_t classes, int64_t target, acc_t<T> lse, const Coefficients<acc_t<T>>& k,
-                  const acc_t<T>* kept, const acc_t<T>* peaks, T* out) {
+                  const acc_t<T>* kept, const acc_t<T>* bases, T* out) {
   using A = acc_t<T>;
   const A lse2 = lse * A(kLog2e);
   // The target's own entry needs a logit that an in-place gradient is about to overwrite.
   const A z_target = row.one(target);
+  // With kept exponentials the logits are done with, and memory can bring the next row's.
+  const int64_t ahead = kept ? classes * int64_t(sizeof(T)) : kAheadBytes;
   for (int64_t start = 0; start < classes; start += kChunk) {
     const int64_t length = least(kChunk, classes - start);
-    const A rescale = kept ? k.softmax * A(::exp2(double(peaks[start / kChunk] - lse2))) : A(0);
-    sweep_aligned(out + start, length, [&](int64_t i, auto span) __attribute__((always_inline)) {
+    const A rescale = kept ? k.softmax * A(::exp2(double(bases[start / kChunk] - lse2))) : A(0);
+    write_row<kStream>(out + start, length, [&](int64_t i, auto span) __attribute__((always_inline)) {
       const int64_t c = start + i;
-      Vec<A> g;
-      if (kept) g = load(kept + c, span) * rescale;
-      else g = exp2(row.at(c, span) * A(kLog2e) - lse2) * k.softmax;
+      Vec<A> g = kept ? load(kept + c, span) * rescale : exp2_bounded(row.at(c, span) * A(kLog2e) - lse2) * k.softmax;
       if (k.smooth != 0) g -= row.weight_at(c, span) * k.smooth;
       if (row.softcap > 0) {
         const Vec<A> t = row.at(c, span) / row.softcap;
         g *= A(1) - t * t;
       }
-      emit<kStream>(out + c, g, span);
+      prefetch(row.logits + c, ahead);
+      return g;
     });
   }
   const A probability = A(::exp2(double(z_target * A(kLog2e) - lse2)));
@@ -146,13 +160,13 @@ void forward(const CrossEntropyForward& p, int64_t threads) {
   const A* weight = static_cast<const A*>(p.weight);
   parallel_for(p.rows, p.classes * int64_t(sizeof(T)), threads, [&](int64_t first, int64_t last) {
     Scratch<A> scratch(p.dlogits ? p.classes + chunks : 1);
-    A *kept = p.dlogits ? scratch.data() : nullptr, *peaks = kept ? kept + p.classes : nullptr;
+    A *kept = p.dlogits ? scratch.data() : nullptr, *bases = kept ? kept + p.classes : nullptr;
     for (int64_t r = first; r < last; ++r) {
       const Row<T> row{static_cast<const T*>(p.logits) + r * p.classes, weight, A(p.options.softcap)};
       T* gradient = p.dlogits ? static_cast<T*>(p.dlogits) + r * p.classes : nullptr;
       A &loss = static_cast<A*>(p.loss)[r], &lse = static_cast<A*>(p.lse)[r];
       const int64_t target = p.target[r];
-      lse = softmax_sums(row, p.classes, kept, peaks).lse;
+      lse = log_sum_exp(row, p.classes, kept, bases);
       if (target == p.options.ignore_index) {
         loss = 0;
         if (gradient) memset(gradient, 0, size_t(p.classes) * sizeof(T));
@@ -163,7 +177,7 @@ void forward(const CrossEntropyForward& p, int64_t threads) {
       if (smooth > 0) loss += smooth * (weight_total * lse - weighted_sum(row, p.classes));
       if (!gradient) continue;
       const auto k = coefficients<A>(p.options, p.classes, w, weight_total, lse, A(p.dloss));
-      gradient_row<T, kStream>(row, p.classes, target, lse, k, kept, peaks, gradient);
+      gradient_row<T, kStream>(row, p.classes, target, lse, k, kept, bases, gradient);
     }
     if (kStream) end_of_streaming();
   });

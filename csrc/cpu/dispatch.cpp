@@ -6,12 +6,13 @@
 #include <stdexcept>
 
 #include "../attention.h"
+#include "../bandwidth.h"
 #include "../cross_entropy.h"
 #include "../elementwise.h"
 #include "../layer_norm.h"
 
 #if defined(__x86_64__)
-#define FASTLM_FOR_EACH_ISA(X) X(avx512) X(avx2) X(baseline)
+#define FASTLM_FOR_EACH_ISA(X) X(avx512bf16) X(avx512) X(avx2) X(baseline)
 #else
 #define FASTLM_FOR_EACH_ISA(X) X(baseline)
 #endif
@@ -22,6 +23,7 @@ namespace {
 bool runs_here(const std::string& isa) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
+  if (isa == "avx512bf16") return __builtin_cpu_supports("x86-64-v4") && __builtin_cpu_supports("avx512bf16");
   if (isa == "avx512") return __builtin_cpu_supports("x86-64-v4");
   if (isa == "avx2") return __builtin_cpu_supports("x86-64-v3");
 #endif
@@ -66,6 +68,7 @@ void set_isa(const std::string& name) {
   void launch(const AttentionForward&, int64_t);                      \
   void launch(const AttentionBackward&, int64_t);                     \
   void launch(const CacheAppend&, int64_t);                           \
+  void launch(const Bandwidth&, int64_t);                             \
   }
 FASTLM_FOR_EACH_ISA(FASTLM_COPIES)
 
@@ -113,6 +116,7 @@ void launch(const AttentionForward& p, int64_t threads) {
   dispatch(p, threads);
 }
 void launch(const AttentionBackward& p, int64_t threads) { dispatch(p, threads); }
+void launch(const Bandwidth& p, int64_t threads) { dispatch(p, threads); }
 
 void launch(const CacheAppend& p, int64_t threads) {
   for (int64_t b = 0; b < p.batch; ++b)

@@ -15,8 +15,8 @@ constexpr double kSqrtHalf = 0.7071067811865476, kInverseSqrt2Pi = 0.39894228040
 // 0.5 (1 + tanh(a)) = 1 / (1 + 2^(-2 a log2(e))), with a = sqrt(2/pi) (u + 0.044715 u^3).
 template <class A>
 FASTLM_INLINE Vec<A> tanh_gate(Vec<A> u) {
-  const Vec<A> a = u * (A(1) + A(kCubic) * u * u);
-  return A(1) / (A(1) + exp2(a * A(-2 * kLog2e * kSqrt2OverPi)));
+  constexpr double kLinear = -2 * kLog2e * kSqrt2OverPi;
+  return reciprocal(A(1) + exp2(u * (A(kLinear) + A(kLinear * kCubic) * (u * u))));
 }
 
 template <class A, bool kTanh>
@@ -31,7 +31,7 @@ FASTLM_INLINE Vec<A> gelu_derivative(Vec<A> u) {
     const Vec<A> gate = tanh_gate<A>(u);
     return gate + u * gate * (A(1) - gate) * (A(2 * kSqrt2OverPi) * (A(1) + A(3 * kCubic) * u * u));
   } else {
-    const Vec<A> density = exp2(u * u * A(-0.5 * kLog2e)) * A(kInverseSqrt2Pi);
+    const Vec<A> density = exp2_bounded(u * u * A(-0.5 * kLog2e)) * A(kInverseSqrt2Pi);
     return A(0.5) + A(0.5) * erf(u * A(kSqrtHalf)) + u * density;
   }
 }
@@ -55,8 +55,9 @@ void forward(const GeluForward& p, int64_t threads) {
     for (int64_t row = first; row < last; ++row) {
       const T* x = static_cast<const T*>(p.x) + row * p.cols;
       T* y = static_cast<T*>(p.y) + row * p.cols;
-      sweep_aligned(y, p.cols, [&](int64_t c, auto span) __attribute__((always_inline)) {
-        emit<kStream>(y + c, gelu<A, kTanh>(load(x + c, span) + load(b + c, span)), span);
+      write_row<kStream>(y, p.cols, [&](int64_t c, auto span) __attribute__((always_inline)) {
+        prefetch(x + c);
+        return gelu<A, kTanh>(load(x + c, span) + load(b + c, span));
       });
     }
     if (kStream) end_of_streaming();
@@ -79,10 +80,12 @@ void backward(const GeluBackward& p, int64_t threads) {
       for (int64_t row = p.rows * block / blocks; row < p.rows * (block + 1) / blocks; ++row) {
         const T *x = static_cast<const T*>(p.x) + row * p.cols, *dy = static_cast<const T*>(p.dy) + row * p.cols;
         T* dx = static_cast<T*>(p.dx) + row * p.cols;
-        sweep_aligned(dx, p.cols, [&](int64_t c, auto span) __attribute__((always_inline)) {
+        write_row<kStream>(dx, p.cols, [&](int64_t c, auto span) __attribute__((always_inline)) {
+          prefetch(x + c);
+          prefetch(dy + c);
           const Vec<A> d = load(dy + c, span) * gelu_derivative<A, kTanh>(load(x + c, span) + load(b + c, span));
-          emit<kStream>(dx + c, d, span);
           if (p.dbias) store(dbias + c, load(dbias + c, span) + d, span);
+          return d;
         });
       }
     }
@@ -106,20 +109,14 @@ void dropout(const Dropout& p, int64_t threads) {
     for (int64_t row = first; row < last; ++row) {
       const T* x = static_cast<const T*>(p.x) + row * p.cols;
       T* y = static_cast<T*>(p.y) + row * p.cols;
-      const bool aligned = reinterpret_cast<uintptr_t>(y) % kVectorBytes == 0;
-      int64_t start = 0;
-      for (; start + kStep <= p.cols; start += kStep) {
+      for (int64_t start = 0; start < p.cols; start += kStep) {
         rule.factors(uint64_t(row), start, factors);
-        for (int64_t i = 0; i < kStep; i += kLanes<A>) {
-          Vec<A> factor{};
-          for (int64_t l = 0; l < kLanes<A>; ++l) factor[l] = A(factors[i + l]);
-          const Vec<A> kept = load(x + start + i) * factor;
-          if (kStream && aligned) stream(y + start + i, kept);
-          else store(y + start + i, kept);
-        }
+        const int64_t length = least(kStep, p.cols - start);
+        write_row<kStream>(y + start, length, [&](int64_t i, auto span) __attribute__((always_inline)) {
+          prefetch(x + start + i);
+          return load(x + start + i, span) * load_as<A>(factors + i, span);
+        });
       }
-      if (start < p.cols) rule.factors(uint64_t(row), start, factors);
-      for (int64_t c = start; c < p.cols; ++c) put(y + c, scalar(x[c]) * A(factors[c - start]));
     }
     if (kStream) end_of_streaming();
   });

@@ -36,21 +36,23 @@ void narrow_row(const A* source, DType dtype, int64_t cols, void* out) {
 // out = x * keep / (1 - p) + residual (or without it), for one row.
 template <class T>
 void dropout_row(const T* x, const T* residual, const DropoutRule& rule, int64_t row, int64_t cols, T* out) {
+  using A = acc_t<T>;
   constexpr int64_t kStep = 4 * kWords;
   float factors[kStep];
   for (int64_t start = 0; start < cols; start += kStep) {
     rule.factors(uint64_t(row), start, factors);
-    const int64_t end = least(start + kStep, cols);
-    for (int64_t c = start; c < end; ++c) {
-      const acc_t<T> kept = scalar(x[c]) * factors[c - start];
-      put(out + c, residual ? kept + scalar(residual[c]) : kept);
-    }
+    sweep<A>(least(kStep, cols - start), [&](int64_t i, auto span) __attribute__((always_inline)) {
+      const Vec<A> kept = load(x + start + i, span) * load_as<A>(factors + i, span);
+      store(out + start + i, residual ? kept + load(residual + start + i, span) : kept, span);
+    });
   }
 }
 
 template <class T>
 void add_row(const T* x, const T* residual, int64_t cols, T* out) {
   sweep<acc_t<T>>(cols, [&](int64_t c, auto span) __attribute__((always_inline)) {
+    prefetch(x + c);
+    prefetch(residual + c);
     store(out + c, load(x + c, span) + load(residual + c, span), span);
   });
 }
@@ -59,17 +61,19 @@ template <class T, bool kStream>
 void normalize_row(const T* z, const acc_t<T>* weight, const acc_t<T>* bias, int64_t cols, double eps, T* y,
                    acc_t<T>* mean_out, acc_t<T>* rstd_out) {
   using A = acc_t<T>;
-  Vec<A> total{}, squares{};
-  sweep<A>(cols, [&](int64_t c, auto span) __attribute__((always_inline)) { total += load(z + c, span); });
+  Vec<A> total[kWays] = {}, squares[kWays] = {};
+  sweep_ways<A>(cols, [&](int64_t c, auto span, auto way) __attribute__((always_inline)) {
+    total[way.index] += load(z + c, span);
+  });
   const A mean = sum<A>(total) / A(cols);
-  sweep<A>(cols, [&](int64_t c, auto span) __attribute__((always_inline)) {
+  sweep_ways<A>(cols, [&](int64_t c, auto span, auto way) __attribute__((always_inline)) {
     const Vec<A> centered = live<A>(load(z + c, span) - mean, span);
-    squares += centered * centered;
+    squares[way.index] += centered * centered;
+    prefetch(z + c);
   });
   const A rstd = A(1) / A(__builtin_sqrt(double(sum<A>(squares) / A(cols)) + eps));
-  sweep_aligned(y, cols, [&](int64_t c, auto span) __attribute__((always_inline)) {
-    const Vec<A> normalized = (load(z + c, span) - mean) * rstd;
-    emit<kStream>(y + c, normalized * load(weight + c, span) + load(bias + c, span), span);
+  write_row<kStream>(y, cols, [&](int64_t c, auto span) __attribute__((always_inline)) {
+    return (load(z + c, span) - mean) * rstd * load(weight + c, span) + load(bias + c, span);
   });
   *mean_out = mean;
   *rstd_out = rstd;
@@ -84,15 +88,18 @@ void forward(const LayerNormForward& p, int64_t threads) {
   widen_row<A>(p.bias, p.weight_dtype, p.cols, A(0), bias);
   const DropoutRule rule(p.seed, p.dropout_p);
   parallel_for(p.rows, p.cols * int64_t(sizeof(T)) * 2, threads, [&](int64_t first, int64_t last) {
+    // The sum is made in a row that stays in L1, so that both results can be streamed.
+    Scratch<T> sum_row(p.residual ? p.cols : 1);
     for (int64_t row = first; row < last; ++row) {
       const int64_t at = row * p.cols;
       const T* z = static_cast<const T*>(p.x) + at;
       if (p.residual) {
-        T* out = static_cast<T*>(p.z) + at;
         const T* residual = static_cast<const T*>(p.residual) + at;
-        if (p.dropout_p > 0) dropout_row(z, residual, rule, row, p.cols, out);
-        else add_row(z, residual, p.cols, out);
-        z = out;
+        if (p.dropout_p > 0) dropout_row(z, residual, rule, row, p.cols, sum_row.data());
+        else add_row(z, residual, p.cols, sum_row.data());
+        z = sum_row.data();
+        write_row<kStream>(static_cast<T*>(p.z) + at, p.cols,
+                           [&](int64_t c, auto span) __attribute__((always_inline)) { return load(z + c, span); });
       }
       normalize_row<T, kStream>(z, weight, bias, p.cols, p.eps, static_cast<T*>(p.y) + at,
                                 static_cast<A*>(p.mean) + row, static_cast<A*>(p.rstd) + row);
@@ -111,6 +118,8 @@ void backward_row(const LayerNormBackward& p, int64_t row, const acc_t<T>* weigh
   const A mean = static_cast<const A*>(p.mean)[row], rstd = static_cast<const A*>(p.rstd)[row];
   Vec<A> g_total{}, gh_total{};
   sweep<A>(p.cols, [&](int64_t c, auto span) __attribute__((always_inline)) {
+    prefetch(z + c);
+    prefetch(dy + c);
     const Vec<A> d = load(dy + c, span);  // dead lanes are 0, and so is all that follows from them
     const Vec<A> h = (load(z + c, span) - mean) * rstd, dh = d * h, w = load(weight + c, span);
     g_total += d * w;
@@ -120,11 +129,10 @@ void backward_row(const LayerNormBackward& p, int64_t row, const acc_t<T>* weigh
   });
   const A g_mean = sum<A>(g_total) / A(p.cols), gh_mean = sum<A>(gh_total) / A(p.cols);
   T* dz = static_cast<T*>(p.dz) + at;
-  sweep_aligned(dz, p.cols, [&](int64_t c, auto span) __attribute__((always_inline)) {
+  write_row<kStream>(dz, p.cols, [&](int64_t c, auto span) __attribute__((always_inline)) {
     const Vec<A> h = (load(z + c, span) - mean) * rstd, g = load(dy + c, span) * load(weight + c, span);
-    Vec<A> d = (g - g_mean - h * gh_mean) * rstd;
-    if (dz_out) d += load(dz_out + c, span);
-    emit<kStream>(dz + c, d, span);
+    const Vec<A> d = (g - g_mean - h * gh_mean) * rstd;
+    return dz_out ? d + load(dz_out + c, span) : d;
   });
 }
 

@@ -1,6 +1,7 @@
 // fastlm._cpu: the shared bindings, and what only the CPU has: its instruction sets and its recycling pool.
 #define FASTLM_DEVICE cpu
 #define FASTLM_DEVICE_TYPE dlpack::kCpu
+#include "../bandwidth.h"
 #include "../bindings.h"
 #include "dispatch.h"
 #include "memory.h"
@@ -19,6 +20,16 @@ py::capsule empty(const std::vector<int64_t>& shape, int code, int bits) {
   return py::reinterpret_steal<py::capsule>(capsule);
 }
 
+// One pass of "read", "copy" or "in_place" traffic over float32 tensors of one size.
+void traffic(const std::string& kind, const TensorView& target, const TensorView& source, int64_t threads) {
+  const Traffic traffic = kind == "read" ? Traffic::read : kind == "copy" ? Traffic::copy : Traffic::in_place;
+  check_size(target, source.count(), DType::f32, "traffic: target");
+  check_size(source, source.count(), DType::f32, "traffic: source");
+  const Bandwidth p{static_cast<const float*>(source.data), static_cast<float*>(target.data), source.count(), traffic};
+  const py::gil_scoped_release unlocked;
+  launch(p, threads);
+}
+
 }  // namespace fastlm::cpu
 
 PYBIND11_MODULE(_cpu, m) {
@@ -30,6 +41,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("isa", &isa);
   m.def("available_isas", &available_isas);
   m.def("set_isa", &set_isa);
+  m.def("traffic", &traffic);
   m.def("empty", &empty);
   m.def("empty_cache", &empty_cache);
   m.def("set_memory_limit", &set_memory_limit);

@@ -54,6 +54,15 @@ FASTLM_INLINE Words count_up(uint32_t start) {
   return v;
 }
 
+// These factors as an accumulation vector.
+template <class A, class Span>
+FASTLM_INLINE Vec<A> load_as(const float* p, Span span) {
+  if constexpr (sizeof(A) == sizeof(float)) return load(p, span);
+  Vec<A> v{};
+  for (int64_t i = 0; i < kLanes<A>; ++i) v[i] = A(p[i]);
+  return v;
+}
+
 // What keeps or drops: seed, threshold and scale of one call.
 struct DropoutRule {
   uint64_t seed;

@@ -45,16 +45,19 @@ class Conv1D(nn.Module):
         return flat.view(*x.shape[:-1], self.weight.shape[1])
 
 
-class ResidualLayerNorm(nn.LayerNorm):
+class ResidualLayerNorm(nn.Module):
     """(layer_norm(r), r) with r = dropout(x) + residual; r = x while there is no residual yet."""
 
     def __init__(self, config: GPT2Config):
-        super().__init__(config.n_embd, eps=config.layer_norm_epsilon)
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.n_embd))
+        self.bias = nn.Parameter(torch.empty(config.n_embd))
+        self.eps = config.layer_norm_epsilon
         self.dropout = config.resid_pdrop
 
     def forward(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
         if residual is None:
-            return ops.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps), x
+            return ops.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps), x
         x = x.to(residual.dtype)  # under autocast: bfloat16 products into a float32 stream
         dropout = self.dropout if self.training else 0.0
         return ops.add_layer_norm(x, residual, self.weight, self.bias, self.eps, dropout_p=dropout)
@@ -255,9 +258,9 @@ class GPT2LMHeadModel(GPT2PreTrainedModel):
         output = CausalLMOutput(loss, logits, trunk.past_key_values)
         return output if return_dict else output.to_tuple()
 
-    def generate(self, input_ids: Tensor, **options) -> Tensor:
+    def generate(self, input_ids: Tensor, *args, **options) -> Tensor:
         """The prompt and its continuation, (B, T): see `fastlm.generation.generate`."""
-        return generate(self, input_ids, **options)
+        return generate(self, input_ids, *args, **options)
 
 
 def causal_lm_loss(logits: Tensor, targets: Tensor, num_items_in_batch=None) -> Tensor:

@@ -15,7 +15,7 @@ def check_tokens(input_ids: Tensor | None, inputs_embeds: Tensor | None, config)
         raise ValueError(
             "GPT2Model: got both or neither of input_ids and inputs_embeds, accepted is one of them"
         )
-    if input_ids is not None:
+    if inputs_embeds is None:
         check_token_ids("input_ids", input_ids, config.vocab_size)
     elif inputs_embeds.ndim != 3 or inputs_embeds.shape[2] != config.n_embd:
         raise ValueError(
@@ -24,7 +24,7 @@ def check_tokens(input_ids: Tensor | None, inputs_embeds: Tensor | None, config)
         )
 
 
-def check_token_ids(name: str, ids: Tensor, vocab_size: int) -> None:
+def check_token_ids(name: str, ids, vocab_size: int) -> None:
     """On the CPU only: elsewhere reading the ids back would wait for the device."""
     if ids.ndim != 2 or ids.is_floating_point():
         raise ValueError(

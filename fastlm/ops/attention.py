@@ -35,9 +35,7 @@ def _append(kernels, k_cache, v_cache, k, v, cache_seqlens):
 
 # ---- schema and fake ----
 
-_OPTIONS = (
-    "int max_q, int max_k, float softmax_scale, float softcap, int window_left, int window_right, float dropout_p"
-)
+_OPTIONS = "int max_q, int max_k, float softmax_scale, float softcap, int window_left, int window_right, float dropout_p"
 
 attention_forward = define(
     "attention_forward",
@@ -78,7 +76,9 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dout, _):
-        grads = attention_backward(_last_dim_contiguous(dout), *ctx.saved_tensors, *ctx.options, ctx.backend)
+        grads = attention_backward(
+            _last_dim_contiguous(dout), *ctx.saved_tensors, *ctx.options, ctx.backend
+        )
         return *grads, None, None, None, None, None
 
 
@@ -128,7 +128,12 @@ def attention(
         seed = None
     elif seed is None:
         seed = draw_seed(q.device)
-    options = (max_seqlen_q or 0, max_seqlen_k or 0, *_options(q, causal, softmax_scale, window_size, softcap), dropout_p)
+    options = (
+        max_seqlen_q or 0,
+        max_seqlen_k or 0,
+        *_options(q, causal, softmax_scale, window_size, softcap),
+        dropout_p,
+    )
     q, k, v = (_last_dim_contiguous(t) for t in (q, k, v))
     o, lse = _Attention.apply(q, k, v, cu_seqlens_q, cu_seqlens_k, seed, options, backend)
     return (o, lse) if return_lse else o
@@ -171,12 +176,21 @@ def attention_with_kvcache(
         if k is not None and v is not None:
             _check_shapes("attention_with_kvcache", q, k, v, packed=False)
             backend = choose("attention_with_kvcache", k_cache)
-            cache_append(k_cache, v_cache, _last_dim_contiguous(k), _last_dim_contiguous(v), cache_seqlens, backend)
+            cache_append(
+                k_cache,
+                v_cache,
+                _last_dim_contiguous(k),
+                _last_dim_contiguous(v),
+                cache_seqlens,
+                backend,
+            )
             cache_seqlens = cache_seqlens + k.shape[1]
         options = (0, 0, *_options(q, causal, softmax_scale, window_size, softcap), 0.0)
         q = _last_dim_contiguous(q)
         seqlens = cache_seqlens.to(torch.int32)
-        return attention_forward(q, k_cache, v_cache, None, None, seqlens, None, *options, choose("attention", q))[0]
+        return attention_forward(
+            q, k_cache, v_cache, None, None, seqlens, None, *options, choose("attention", q)
+        )[0]
 
 
 def scaled_dot_product_attention(
@@ -202,7 +216,9 @@ def scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
     q, k, v = (t.transpose(1, 2) for t in (query, key, value))
-    return attention(q, k, v, causal=is_causal, softmax_scale=scale, dropout_p=dropout_p).transpose(1, 2)
+    return attention(q, k, v, causal=is_causal, softmax_scale=scale, dropout_p=dropout_p).transpose(
+        1, 2
+    )
 
 
 def _options(q, causal, softmax_scale, window_size, softcap):
@@ -218,7 +234,9 @@ def _last_dim_contiguous(t: Tensor) -> Tensor:
 
 
 def _check_shapes(op: str, q: Tensor, k: Tensor, v: Tensor, *, packed: bool) -> None:
-    dims, layout = (3, "(tokens, heads, head_dim)") if packed else (4, "(batch, sequence, heads, head_dim)")
+    dims, layout = (
+        (3, "(tokens, heads, head_dim)") if packed else (4, "(batch, sequence, heads, head_dim)")
+    )
     for name, t in (("q", q), ("k", k), ("v", v)):
         if t.dim() != dims or t.dtype != q.dtype or t.device != q.device:
             raise ValueError(
@@ -229,7 +247,9 @@ def _check_shapes(op: str, q: Tensor, k: Tensor, v: Tensor, *, packed: bool) -> 
             f"{op}: k, v: expected equal shapes with q's head_dim {q.shape[-1]}, got {tuple(k.shape)} and {tuple(v.shape)}"
         )
     if k.shape[-2] == 0 or q.shape[-2] % k.shape[-2]:
-        raise ValueError(f"{op}: k: expected a number of heads that divides q's {q.shape[-2]}, got {k.shape[-2]}")
+        raise ValueError(
+            f"{op}: k: expected a number of heads that divides q's {q.shape[-2]}, got {k.shape[-2]}"
+        )
     if not packed and k.shape[0] != q.shape[0]:
         raise ValueError(f"{op}: k: expected q's batch {q.shape[0]}, got {k.shape[0]}")
 
@@ -244,7 +264,11 @@ def _longest(name: str, cu_seqlens: Tensor | None, tokens: Tensor, longest: int 
         return longest
     lengths = cu_seqlens.diff()
     found = int(lengths.max()) if lengths.numel() else 0
-    fits = int(cu_seqlens[0]) == 0 and int(cu_seqlens[-1]) == tokens.shape[0] and bool((lengths >= 0).all())
+    fits = (
+        int(cu_seqlens[0]) == 0
+        and int(cu_seqlens[-1]) == tokens.shape[0]
+        and bool((lengths >= 0).all())
+    )
     if not fits or (longest is not None and longest < found):
         raise ValueError(
             f"attention: {name}: expected offsets that rise from 0 to {tokens.shape[0]} by at most "
@@ -253,12 +277,18 @@ def _longest(name: str, cu_seqlens: Tensor | None, tokens: Tensor, longest: int 
     return found if longest is None else longest
 
 
-def _sdpa_form(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+def _sdpa_form(
+    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+):
     if attn_mask is not None:
         return "an attention mask"
     if not query.dim() == key.dim() == value.dim() == 4:
         return "anything but four dimensions"
-    if query.shape[0] != key.shape[0] or key.shape[:-1] != value.shape[:-1] or query.shape[-1] != value.shape[-1]:
+    if (
+        query.shape[0] != key.shape[0]
+        or key.shape[:-1] != value.shape[:-1]
+        or query.shape[-1] != value.shape[-1]
+    ):
         return "batches, lengths or head dims that differ"
     if is_causal and query.shape[2] != key.shape[2]:
         return "a top-left causal mask of unequal lengths"
@@ -273,4 +303,8 @@ def _no_form(*args, **kwargs):
     return None
 
 
-FORMS = {attention: _no_form, attention_with_kvcache: _no_form, scaled_dot_product_attention: _sdpa_form}
+FORMS = {
+    attention: _no_form,
+    attention_with_kvcache: _no_form,
+    scaled_dot_product_attention: _sdpa_form,
+}

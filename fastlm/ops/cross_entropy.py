@@ -12,7 +12,9 @@ from .define import define, statistics_like
 # ---- implementation ----
 
 
-def _forward(kernels, logits, target, weight, ignore_index, label_smoothing, lse_square_scale, softcap, dloss):
+def _forward(
+    kernels, logits, target, weight, ignore_index, label_smoothing, lse_square_scale, softcap, dloss
+):
     loss, lse = statistics_like(logits, target.shape), statistics_like(logits, target.shape)
     dlogits = None if dloss is None else memory.empty_like(logits)
     kernels.cross_entropy_forward(
@@ -24,12 +26,16 @@ def _forward(kernels, logits, target, weight, ignore_index, label_smoothing, lse
 
 def _backward(kernels, dloss, logits, target, weight, lse, *options):
     dlogits = memory.empty_like(logits)
-    kernels.cross_entropy_backward(dlogits, dloss, logits, target, weight, lse, *options, where(logits))
+    kernels.cross_entropy_backward(
+        dlogits, dloss, logits, target, weight, lse, *options, where(logits)
+    )
     return dlogits
 
 
 def _backward_in_place(kernels, dloss, logits, target, weight, lse, *options):
-    kernels.cross_entropy_backward(logits, dloss, logits, target, weight, lse, *options, where(logits))
+    kernels.cross_entropy_backward(
+        logits, dloss, logits, target, weight, lse, *options, where(logits)
+    )
 
 
 def _reference_in_place(dloss, logits, *arguments):
@@ -82,7 +88,9 @@ class _CrossEntropy(torch.autograd.Function):
         logits, target, weight, lse = ctx.saved_tensors
         arguments = (dloss.contiguous(), logits, target, weight, lse, *ctx.options, ctx.backend)
         if ctx.inplace_backward:
-            cross_entropy_backward_(*arguments)  # bumps the version: whoever saved the logits too is told
+            cross_entropy_backward_(
+                *arguments
+            )  # bumps the version: whoever saved the logits too is told
             return logits.detach(), None, None, None, None, None
         return cross_entropy_backward(*arguments), None, None, None, None, None
 
@@ -96,7 +104,9 @@ class _ReducedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits, target, weight, options, factor, backend):
-        loss, lse, ctx.dlogits = cross_entropy_forward(logits, target, weight, *options, factor, backend)
+        loss, lse, ctx.dlogits = cross_entropy_forward(
+            logits, target, weight, *options, factor, backend
+        )
         ctx.save_for_backward(logits, target, weight, lse)
         ctx.options, ctx.factor, ctx.backend = options, factor, backend
         return loss.sum() * factor
@@ -104,11 +114,15 @@ class _ReducedCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dloss):
-        logits, target, weight, lse = ctx.saved_tensors  # raises, as torch does, when the graph is freed
+        logits, target, weight, lse = (
+            ctx.saved_tensors
+        )  # raises, as torch does, when the graph is freed
         dlogits, ctx.dlogits = ctx.dlogits, None
         if dlogits is None:
             rows = torch.full_like(lse, ctx.factor) * dloss
-            dlogits = cross_entropy_backward(rows, logits, target, weight, lse, *ctx.options, ctx.backend)
+            dlogits = cross_entropy_backward(
+                rows, logits, target, weight, lse, *ctx.options, ctx.backend
+            )
         elif dloss.item() != 1:
             dlogits.mul_(dloss)
         return dlogits, None, None, None, None, None
@@ -147,19 +161,27 @@ def cross_entropy(
     if size_average is not None or reduce is not None:
         reduction = torch.nn._reduction.legacy_get_string(size_average, reduce)
     if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"cross_entropy: reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
+        raise ValueError(
+            f"cross_entropy: reduction: expected 'mean', 'sum' or 'none', got {reduction!r}"
+        )
     if not 0 <= label_smoothing <= 1:
-        raise RuntimeError(f"cross_entropy: label_smoothing: expected 0 to 1, got {label_smoothing}")
+        raise RuntimeError(
+            f"cross_entropy: label_smoothing: expected 0 to 1, got {label_smoothing}"
+        )
     form = _form(input, target)
     if form is not None:
-        return _probability_targets(input, target, weight, reduction, label_smoothing, lse_square_scale, softcap, form)
+        return _probability_targets(
+            input, target, weight, reduction, label_smoothing, lse_square_scale, softcap, form
+        )
     logits, rows = _as_rows(input, target)
     backend = choose("cross_entropy", logits)
     wide = reference.accumulation_dtype(logits)
     weight = None if weight is None else _checked_weight(weight, logits).to(wide).contiguous()
     options = (ignore_index, label_smoothing, lse_square_scale, softcap or 0.0)
     if reduction == "none":
-        return _CrossEntropy.apply(logits, rows, weight, options, inplace_backward, backend).view(target.shape)
+        return _CrossEntropy.apply(logits, rows, weight, options, inplace_backward, backend).view(
+            target.shape
+        )
     denominator = _denominator(rows, weight, ignore_index, reduction)
     if _gradient_now(logits, inplace_backward) and (denominator is None or denominator.item() != 0):
         factor = 1.0 if denominator is None else 1.0 / denominator.item()
@@ -171,7 +193,9 @@ def cross_entropy(
 def _gradient_now(logits: Tensor, inplace_backward: bool) -> bool:
     """Whether forward may write the gradient. It needs the denominator's value, which would break a graph or wait for a device."""
     free_to_look = logits.device.type == "cpu" and not torch.compiler.is_compiling()
-    return free_to_look and logits.requires_grad and torch.is_grad_enabled() and not inplace_backward
+    return (
+        free_to_look and logits.requires_grad and torch.is_grad_enabled() and not inplace_backward
+    )
 
 
 def _as_rows(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -184,7 +208,9 @@ def _as_rows(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
             f"cross_entropy: target: expected shape {tuple(batch)} for input {tuple(input.shape)}, got {tuple(target.shape)}"
         )
     if target.dtype not in (torch.int64, torch.int32, torch.uint8):
-        raise RuntimeError(f"cross_entropy: target: expected int64 class indices, got {target.dtype}")
+        raise RuntimeError(
+            f"cross_entropy: target: expected int64 class indices, got {target.dtype}"
+        )
     classes = input.shape[1] if input.dim() > 1 else input.shape[0]
     logits = input.movedim(1, -1) if input.dim() > 2 else input
     return logits.reshape(-1, classes).contiguous(), target.reshape(-1).long().contiguous()
@@ -198,7 +224,9 @@ def _checked_weight(weight: Tensor, logits: Tensor) -> Tensor:
     return weight
 
 
-def _denominator(rows: Tensor, weight: Tensor | None, ignore_index: int, reduction: str) -> Tensor | None:
+def _denominator(
+    rows: Tensor, weight: Tensor | None, ignore_index: int, reduction: str
+) -> Tensor | None:
     """What the mean divides by: the rows that are not ignored, or the sum of their weights."""
     if reduction == "sum":
         return None
@@ -208,11 +236,15 @@ def _denominator(rows: Tensor, weight: Tensor | None, ignore_index: int, reducti
     return (weight[rows.where(kept, 0).clamp(0, weight.shape[0] - 1)] * kept).sum()
 
 
-def _probability_targets(input, target, weight, reduction, label_smoothing, lse_square_scale, softcap, form):
+def _probability_targets(
+    input, target, weight, reduction, label_smoothing, lse_square_scale, softcap, form
+):
     if lse_square_scale or softcap:
         raise ValueError(f"cross_entropy: lse_square_scale and softcap: expected none with {form}")
     choose("cross_entropy", input, form)
-    return F.cross_entropy(input, target, weight, reduction=reduction, label_smoothing=label_smoothing)
+    return F.cross_entropy(
+        input, target, weight, reduction=reduction, label_smoothing=label_smoothing
+    )
 
 
 def _form(input, target=None, *args, **kwargs):

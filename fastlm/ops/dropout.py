@@ -40,13 +40,20 @@ class _Dropout(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        return dropout_apply(dy.contiguous(), *ctx.saved_tensors, ctx.p, ctx.backend), None, None, None
+        return (
+            dropout_apply(dy.contiguous(), *ctx.saved_tensors, ctx.p, ctx.backend),
+            None,
+            None,
+            None,
+        )
 
 
 # ---- public ----
 
 
-def dropout(input: Tensor, p: float = 0.5, training: bool = True, *, seed: Tensor | None = None) -> Tensor:
+def dropout(
+    input: Tensor, p: float = 0.5, training: bool = True, *, seed: Tensor | None = None
+) -> Tensor:
     """torch.nn.functional.dropout with a mask that depends on `seed` and an element's place alone.
 
     Args:
@@ -59,7 +66,9 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, *, seed: Tenso
     if p == 0 or not training:
         return input
     backend = choose("dropout", input)
-    return _Dropout.apply(input.contiguous(), draw_seed(input.device) if seed is None else seed, p, backend)
+    return _Dropout.apply(
+        input.contiguous(), draw_seed(input.device) if seed is None else seed, p, backend
+    )
 
 
 FORMS = {dropout: lambda *args, **kwargs: None}

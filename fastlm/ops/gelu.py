@@ -73,9 +73,13 @@ def gelu(input: Tensor, approximate: str = "none", *, bias: Tensor | None = None
     if approximate not in ("none", "tanh"):
         raise RuntimeError(f"gelu: approximate: expected 'none' or 'tanh', got {approximate!r}")
     if bias is not None and (bias.shape != input.shape[-1:]):
-        raise RuntimeError(f"gelu: bias: expected shape {tuple(input.shape[-1:])}, got {tuple(bias.shape)}")
+        raise RuntimeError(
+            f"gelu: bias: expected shape {tuple(input.shape[-1:])}, got {tuple(bias.shape)}"
+        )
     backend = choose("gelu", input, _form(input, approximate, bias=bias))
-    return _Gelu.apply(input.contiguous(), bias if bias is None else bias.contiguous(), approximate, backend)
+    return _Gelu.apply(
+        input.contiguous(), bias if bias is None else bias.contiguous(), approximate, backend
+    )
 
 
 def _form(input, approximate="none", *, bias=None):

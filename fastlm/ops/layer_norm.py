@@ -12,7 +12,11 @@ from .define import check_probability, define, draw_seed, parameter_form, statis
 
 
 def _layer_norm_forward(kernels, x, weight, bias, eps):
-    y, mean, rstd = memory.empty_like(x), statistics_like(x, x.shape[:-1]), statistics_like(x, x.shape[:-1])
+    y, mean, rstd = (
+        memory.empty_like(x),
+        statistics_like(x, x.shape[:-1]),
+        statistics_like(x, x.shape[:-1]),
+    )
     kernels.layer_norm_forward(y, mean, rstd, x, weight, bias, eps, where(x))
     return y, mean, rstd
 
@@ -27,7 +31,9 @@ def _add_layer_norm_forward(kernels, x, residual, weight, bias, seed, eps, dropo
     y, z = memory.empty_like(x), memory.empty_like(x)
     mean, rstd = statistics_like(x, x.shape[:-1]), statistics_like(x, x.shape[:-1])
     p = dropout_p if seed is not None else 0.0
-    kernels.add_layer_norm_forward(y, z, mean, rstd, x, residual, weight, bias, seed, eps, p, where(x))
+    kernels.add_layer_norm_forward(
+        y, z, mean, rstd, x, residual, weight, bias, seed, eps, p, where(x)
+    )
     return y, z, mean, rstd
 
 
@@ -109,9 +115,13 @@ class _LayerNorm(torch.autograd.Function):
 class _AddLayerNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, residual, weight, bias, seed, eps, dropout_p, backend):
-        y, z, mean, rstd = add_layer_norm_forward(x, residual, weight, bias, seed, eps, dropout_p, backend)
+        y, z, mean, rstd = add_layer_norm_forward(
+            x, residual, weight, bias, seed, eps, dropout_p, backend
+        )
         ctx.save_for_backward(z, weight, bias, mean, rstd, seed)
-        ctx.set_materialize_grads(False)  # the residual stream's last use has no gradient of its own
+        ctx.set_materialize_grads(
+            False
+        )  # the residual stream's last use has no gradient of its own
         ctx.dropout_p, ctx.backend = dropout_p, backend
         return y, z
 
@@ -126,7 +136,16 @@ class _AddLayerNorm(torch.autograd.Function):
         )
         wants_weight, wants_bias = ctx.needs_input_grad[2:4]
         dx = dresidual if seed is None else dx
-        return dx, dresidual, dweight if wants_weight else None, dbias if wants_bias else None, None, None, None, None
+        return (
+            dx,
+            dresidual,
+            dweight if wants_weight else None,
+            dbias if wants_bias else None,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 # ---- public ----
@@ -193,7 +212,9 @@ def add_layer_norm(
     elif seed is None:
         seed = draw_seed(x.device)
     weight, bias = (None if p is None else p.contiguous() for p in (weight, bias))
-    return _AddLayerNorm.apply(x.contiguous(), residual.contiguous(), weight, bias, seed, eps, dropout_p, backend)
+    return _AddLayerNorm.apply(
+        x.contiguous(), residual.contiguous(), weight, bias, seed, eps, dropout_p, backend
+    )
 
 
 def _check_parameters(op: str, sizes: list[int], *parameters: Tensor | None) -> None:

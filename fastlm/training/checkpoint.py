@@ -20,7 +20,7 @@ STATE = "training_state.pt"
 def save(out_dir: Path, step: int, model, tokenizer, state: dict[str, Any], keep: int) -> Path:
     """Writes the checkpoint of `step`, then removes all but the `keep` newest.
 
-    Raises OSError, naming the folder, where it cannot be written: the older ones are then all there.
+    Raises OSError, naming the folder, where it cannot be written; no older one is lost then.
     """
     folder = out_dir / "checkpoints" / f"step-{step:08d}"
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -28,8 +28,7 @@ def save(out_dir: Path, step: int, model, tokenizer, state: dict[str, Any], keep
     try:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        with replacing(temporary / STATE) as path:
-            torch.save(state, path)
+        _write_state(state, temporary / STATE)
         os.chmod(temporary, 0o755)  # mkdtemp's folders are closed to others
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(temporary, folder)
@@ -40,6 +39,14 @@ def save(out_dir: Path, step: int, model, tokenizer, state: dict[str, Any], keep
     for old in every(out_dir)[:-keep]:
         shutil.rmtree(old)
     return folder
+
+
+def _write_state(state: dict[str, Any], path: Path) -> None:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # torch hides the OSError of a failed write under its own
+            raise OSError(error.__context__ or error) from error
 
 
 def every(out_dir: Path) -> list[Path]:

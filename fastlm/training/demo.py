@@ -1,7 +1,7 @@
 """`make demo`: trains a small GPT on the text that every Python carries, in a few minutes.
 
-The text is the standard library's documentation (pydoc_data.topics) and its top-level modules; both
-vary with the Python version, and so do the numbers. A second call continues where the first stopped.
+The text is the standard library's documentation (pydoc_data.topics) and its top-level modules. Both
+vary with the Python version, and so do the numbers. A second call goes on where the first stopped.
 """
 
 import argparse

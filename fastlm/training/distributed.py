@@ -1,7 +1,9 @@
 """One process, or several started by torchrun that each train on their share of every step."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -32,6 +34,10 @@ class World:
     def wrap(self, model: nn.Module) -> nn.Module:
         """`model`, its gradients averaged over the processes in backward."""
         return nn.parallel.DistributedDataParallel(model) if self.size > 1 else model
+
+    def exchange(self, model: Any, last: bool) -> AbstractContextManager:
+        """Around a pass of the wrapped model: gradients are exchanged once a step, in the last."""
+        return nullcontext() if self.size == 1 or last else model.no_sync()
 
     def sum(self, value: float, device: torch.device) -> float:
         """The sum of every process's `value`."""

@@ -1,7 +1,6 @@
 """The training loop."""
 
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +57,7 @@ class Trainer:
             )
 
     def restore(self, folder: Path) -> None:
-        """Takes up the state that `save` wrote to `folder`; the model's weights are the caller's."""
+        """Takes up the state that `save` wrote to `folder`; the caller loads the weights."""
         state = checkpoint.load_state(folder)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.position = state["step"], state["position"]
@@ -107,7 +106,8 @@ class Trainer:
         items = self.world.sum(counted, self.device) / self.world.size
         total = torch.zeros((), device=self.device)
         for number, (inputs, targets) in enumerate(batches):
-            with self._synchronised(last=number + 1 == len(batches)), self._autocast():
+            last = number + 1 == len(batches)
+            with self.world.exchange(self.parallel_model, last), self._autocast():
                 loss = self.parallel_model(
                     inputs, shift_labels=targets, num_items_in_batch=items
                 ).loss
@@ -138,7 +138,7 @@ class Trainer:
         return float(total) / count if count else float("nan")
 
     def sample(self, tokens: int = SAMPLE_TOKENS) -> str:
-        """A continuation of config.sample_prompt; the same draws each time, so that they compare."""
+        """A continuation of config.sample_prompt, from the same draws each time, to compare."""
         prompt = self.tokenizer.encode(self.config.sample_prompt) or [self.tokenizer.eos_token_id]
         ids = torch.tensor([prompt], device=self.device)
         tokens = min(tokens, self.model.config.n_positions - len(prompt))
@@ -167,12 +167,6 @@ class Trainer:
         return torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"
         )
-
-    def _synchronised(self, last: bool):
-        """Processes exchange gradients once a step, in its last backward."""
-        if self.world.size == 1 or last:
-            return nullcontext()
-        return self.parallel_model.no_sync()
 
     def _clip(self) -> Tensor:
         limit = self.config.clip or float("inf")

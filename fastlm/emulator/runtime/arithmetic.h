@@ -150,6 +150,10 @@ inline double fma_to_odd(double a, double b, double c) {
 inline float flush(float v) {  // .ftz: subnormals become zero of the same sign
   return __builtin_fabsf(v) < 1.17549435e-38f ? __builtin_copysignf(0.0f, v) : v;
 }
+inline float flush_half(float v) {  // the same for a value of an f16
+  return __builtin_fabsf(v) < 6.103515625e-05f ? __builtin_copysignf(0.0f, v) : v;
+}
+inline float relu(float v) { return v != v ? v : v > 0.0f ? v : 0.0f; }
 inline float saturate(float v) { return v > 0.0f ? (v < 1.0f ? v : 1.0f) : 0.0f; }  // NaN gives 0
 inline double saturate(double v) { return v > 0.0 ? (v < 1.0 ? v : 1.0) : 0.0; }
 // Without .NaN a NaN operand loses; -0 is less than +0.

@@ -149,7 +149,7 @@ void fail_bounds(Thread& t, uint32_t site, Space space, uint64_t address, uint32
        static_cast<unsigned long long>(range.bytes));
 }
 
-extern "C" int emulator_launch(const KernelInfo* kernel, const Request* request, Result* result) {
+extern "C" EMULATOR_EXPORT int emulator_launch(const KernelInfo* kernel, const Request* request, Result* result) {
   static std::mutex one_at_a_time;  // the fault handler belongs to the process
   const std::lock_guard<std::mutex> lock(one_at_a_time);
   try {
@@ -169,6 +169,6 @@ extern "C" int emulator_launch(const KernelInfo* kernel, const Request* request,
   return static_cast<int>(result->failure.failed);
 }
 
-extern "C" void emulator_free(void* memory) { std::free(memory); }
+extern "C" EMULATOR_EXPORT void emulator_free(void* memory) { std::free(memory); }
 
 }  // namespace emulator

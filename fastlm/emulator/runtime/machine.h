@@ -13,6 +13,7 @@
 
 #include "clock.h"
 #include "fiber.h"
+#include "tables.h"
 
 namespace emulator {
 
@@ -47,18 +48,6 @@ struct Result {
   Failure failure;
   uint64_t counters[kCounters];
   char* printed;  // what printf wrote; freed by emulator_free
-};
-
-struct SharedVariable {
-  uint32_t offset, bytes;
-};
-struct KernelInfo {
-  const char* name;
-  void (*run)(Thread&, const char* parameters);
-  uint32_t static_shared, dynamic_alignment, parameter_bytes;
-  const SharedVariable* variables;
-  uint32_t variable_count;
-  uint32_t async_proxy;  // the module has wgmma or TMA: track who wrote what without a proxy fence
 };
 
 struct Launch {

@@ -22,6 +22,13 @@ std::string describe(const Record& record, uint32_t own_block, const BlockState&
   return result;
 }
 
+uint16_t value_at(const ThreadState& t, Space space, uint64_t address) {
+  uint16_t value;
+  const char* at = space == kShared ? t.block->shared + address : reinterpret_cast<char*>(address);
+  __builtin_memcpy(&value, at, sizeof value);
+  return value;
+}
+
 }  // namespace
 
 void observe(Thread& thread, uint32_t site, Space space, uint64_t address, uint32_t bytes,
@@ -53,6 +60,7 @@ void Observer::start_block(BlockState& block) {
 
 void Observer::access(ThreadState& t, uint32_t site, Space space, uint64_t address, uint32_t bytes,
                       uint32_t access) {
+  settle(t);
   BlockTrace& trace = blocks_[t.home->number];
   if (request_.count) count(t, trace, site, space, address, bytes, access);
   if (space == kLocal) return;
@@ -103,7 +111,9 @@ void Observer::check_cell(ThreadState& t, Cell& cell, const Record& now, uint64_
     const bool same_scope = before.block == now.block ||
                             !((before.access | now.access) & kBlockScope);
     if (!(before.bytes & now.bytes) || (both_strong && same_scope) || ordered(before)) return;
-    report_race(t, before, now, address, space);
+    const bool stores = (before.access & now.access & kWrite) && !((before.access | now.access) & kRead);
+    if (!stores || before.site != now.site) report_race(t, before, now, address, space);
+    repeated_.push_back({before, now, address, space, value_at(t, space, address)});
   };
   check(cell.write);
   if (now.access & kWrite) {
@@ -118,6 +128,16 @@ void Observer::check_cell(ThreadState& t, Cell& cell, const Record& now, uint64_
     (same_warp ? cell.neighbour : cell.stranger) = cell.reader;
   }
   cell.reader = now;
+}
+
+void Observer::settle(ThreadState& t) {
+  for (const Repeated& store : repeated_)
+    if (value_at(t, store.space, store.address) != store.value) {
+      const Repeated first = store;
+      repeated_.clear();
+      report_race(t, first.before, first.now, first.address, first.space);
+    }
+  repeated_.clear();
 }
 
 void Observer::report_race(ThreadState& t, const Record& before, const Record& now,
@@ -148,6 +168,8 @@ void Observer::fence(ThreadState& t, bool block_scope) {
 void Observer::synchronize(ThreadState& t, uint64_t address, uint32_t access) {
   const uint64_t own = t.home->number;
   const bool block_scope = access & kBlockScope;
+  const bool plain = !(access & (kAcquire | kRelease)) && t.block_fence.threads.empty();
+  if (plain && !published_.contains(address)) return;  // neither brings nor takes an edge
   Published& gpu = published_[address];
   Published& local = published_in_block_[{address, own}];
   if (access & kRead) {

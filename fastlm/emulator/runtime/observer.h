@@ -28,6 +28,9 @@ class Observer {
   explicit Observer(const Request& request) : request_(request) {}
   void start_block(BlockState&);
   void finish_block(BlockState&);  // folds the block's requests into the counters
+  // Threads may store one value together; called before another thread runs, this checks that the
+  // stores which looked like that did not change anything.
+  void settle(ThreadState&);
   void access(ThreadState&, uint32_t site, Space, uint64_t address, uint32_t bytes, uint32_t access);
 
   // Happens-before edges. `release` adds what the thread knows and starts its next epoch.
@@ -59,11 +62,19 @@ class Observer {
   void synchronize(ThreadState&, uint64_t address, uint32_t access);
   Cell& cell_at(BlockTrace&, Space, uint64_t granule);
 
+  // A store over an unordered one of the same instruction, and what stood there.
+  struct Repeated {
+    Record before, now;
+    uint64_t address;
+    Space space;
+    uint16_t value;
+  };
   struct Published {
     Clock clock;
     uint64_t block;
   };
   const Request& request_;
+  std::vector<Repeated> repeated_;  // by the thread that runs
   std::unordered_map<uint64_t, BlockTrace> blocks_;
   std::unordered_map<uint64_t, Page> pages_;
   std::unordered_map<uint64_t, Published> published_;                     // at an address

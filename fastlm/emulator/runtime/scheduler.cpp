@@ -104,6 +104,7 @@ void make_ready(Warp& warp, uint32_t lanes) {
 void wait(Thread& t, const char* what, uint32_t site) {
   ThreadState& self = state(t);
   self.waiting_for = what, self.waiting_site = site;
+  if (Observer* observer = self.home->launch->observer.get()) observer->settle(self);
   Worker& worker = *self.home->worker;
   ThreadState* next = worker.pick();
   if (next != &self) worker.switch_to(next);
@@ -118,6 +119,7 @@ void spin(Thread& t, uint32_t site) {
 
 void finish_thread(ThreadState& t) {
   finish_copies(t);
+  if (Observer* observer = t.home->launch->observer.get()) observer->settle(t);
   BlockState& block = *t.home;
   Warp& warp = *t.warp;
   const uint32_t me = 1u << t.lane;

@@ -1,0 +1,87 @@
+"""The syntax tree of a PTX module."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Variable:
+    """A .global, .const, .shared, .local or .param variable; `size` in bytes, None if unsized."""
+
+    space: str
+    name: str
+    type: str
+    count: int | None
+    align: int
+    initial: list[str] = field(default_factory=list)
+    is_array: bool = False
+
+
+@dataclass
+class Registers:
+    """`.reg .b32 %r<5>`: names are written out, without the count."""
+
+    type: str
+    names: list[str]
+
+
+@dataclass
+class Label:
+    name: str
+
+
+@dataclass
+class Scope:
+    """`{` (opens) or `}` of a nested block, as inline assembly writes them."""
+
+    opens: bool
+
+
+@dataclass
+class CallPrototype:
+    """`name : .callprototype (...) _ (...);` for an indirect call."""
+
+    name: str
+
+
+@dataclass
+class Location:
+    """`.loc`: the source line of what follows."""
+
+    file: int
+    line: int
+
+
+@dataclass
+class Instruction:
+    """One instruction: `@!%p add.s32 a, b, c` has opcode "add", modifiers ("s32",)."""
+
+    opcode: str
+    modifiers: tuple[str, ...]
+    operands: list[str]
+    predicate: str | None
+    negated: bool
+    line: int
+    text: str
+
+
+@dataclass
+class Function:
+    """An .entry (kernel) or .func; `body` is None for a declaration."""
+
+    name: str
+    is_kernel: bool
+    parameters: list[Variable]
+    results: list[Variable]
+    directives: dict[str, tuple[int, ...]]
+    body: list | None
+
+
+@dataclass
+class Module:
+    """`files` by number; `target` as written, for instance "sm_90a"."""
+
+    target: str
+    files: dict[int, str]
+    variables: list[Variable]
+    functions: list[Function]
+    lines: list[str]

@@ -1,0 +1,18 @@
+"""PTX to C++: one module in, one C++ source out. Each class of instruction has its own file."""
+
+from . import (  # noqa: F401  (importing registers their instructions)
+    arithmetic,
+    atomic,
+    control,
+    conversion,
+    copies,
+    floating,
+    logic,
+    memory,
+    movement,
+    tensor,
+    warp,
+)
+from .module import kernel_groups, parameter_layout, restrict, source_lines, translate
+
+__all__ = ["kernel_groups", "parameter_layout", "restrict", "source_lines", "translate"]

@@ -1,0 +1,58 @@
+"""What every test file shares: the backends, fixed seeds, and settings that are put back."""
+
+import pytest
+import torch
+
+import fastlm
+from fastlm import _cpu
+from fastlm.backend import KERNELS
+
+_KERNELS = {kernel.name: kernel for kernels in KERNELS.values() for kernel in kernels}
+CPP = [f"cpp-{isa}" for isa in _cpu.available_isas()]
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=[*CPP, *(name for name in _KERNELS if name != "cpp")])
+def backend(request):
+    """Each backend of the table in turn, the CPU kernels in every instruction set of this machine."""
+    yield from _in_force(request.param)
+
+
+@pytest.fixture(params=CPP)
+def cpp(request):
+    """The CPU kernels in every instruction set of this machine."""
+    yield from _in_force(request.param)
+
+
+def _in_force(name_and_isa):
+    name, _, isa = name_and_isa.partition("-")
+    reason = _KERNELS[name].why_not(torch.empty(1))
+    if reason:
+        pytest.skip(f"{name}: {reason}")
+    before = _cpu.isa()
+    _cpu.set_isa(isa or before)
+    with fastlm.use(name):
+        yield name
+    _cpu.set_isa(before)
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Every fresh tensor is full of NaN, so that an element that a kernel forgets cannot pass for a result."""
+    monkeypatch.setattr(fastlm.memory, "_POOLED_BYTES", 2**62)  # the pool does not poison
+    torch.use_deterministic_algorithms(True)  # also what makes torch.empty fill its memory
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def threads():
+    """torch.set_num_threads, put back afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

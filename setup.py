@@ -1,9 +1,11 @@
-"""Builds fastlm._cpu, and fastlm._cuda where nvcc and CUDA sources are, with ninja. torch is not needed.
+"""Builds fastlm._cpu, and fastlm._cuda where nvcc and CUDA sources are, with ninja. torch is not
+needed.
 
-Each kernel file of csrc/cpu is compiled once per instruction set, into a namespace of that name; csrc/cpu/dispatch.cpp
-chooses at run time. Everything about a build is in the ninja file that this writes, so a second build compiles only
-what changed. FASTLM_CUDA=0 leaves CUDA out, 1 demands it, auto (the default) takes it where nvcc is found;
-FASTLM_CUDA_ARCHS lists what to compile for (80 and 90a).
+Each kernel file of csrc/cpu is compiled once per instruction set, into a namespace of that name;
+csrc/cpu/dispatch.cpp chooses at run time. Everything about a build is in the ninja file that this
+writes, so a second build compiles only what changed. FASTLM_CUDA=0 leaves CUDA out, 1 demands it,
+auto (the default) takes it where nvcc is found; FASTLM_CUDA_ARCHS lists what to compile for (80 and
+90a).
 """
 
 import os
@@ -19,7 +21,8 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 CPU_SHARED = ("module.cpp", "dispatch.cpp", "memory.cpp")  # compiled once, for any processor
-CXX_FLAGS = "-std=c++17 -O3 -fPIC -fopenmp -fvisibility=hidden -Wall -Wextra -Wno-unknown-pragmas -Wno-psabi"
+CXX_FLAGS = "-std=c++17 -O3 -fPIC -fopenmp -fvisibility=hidden -Wall -Wextra -Wno-psabi"
+NVCC_FLAGS = "-std=c++17 -O3 -lineinfo -Xcompiler=-fPIC"
 # GCC 12 warns of its own _mm512_undefined_* (bug 105593).
 AVX512 = "-march=x86-64-v4 -mprefer-vector-width=512 -Wno-uninitialized -Wno-maybe-uninitialized"
 ISAS = {
@@ -76,7 +79,9 @@ def cuda_edges(build: Path) -> tuple[list[str], list[Path]]:
         target = build / f"cuda-{source.stem}.o"
         objects.append(target)
         rule = "nvcc" if source.suffix == ".cu" else "cxx"
-        lines.extend([f"build {target}: {rule} {source}", f"  flags = {gencode} {ptx}" * (rule == "nvcc")])
+        lines.extend(
+            [f"build {target}: {rule} {source}", f"  flags = {gencode} {ptx}" * (rule == "nvcc")]
+        )
     return lines, objects
 
 
@@ -85,26 +90,32 @@ def ninja_file(build: Path, target: Path, nvcc: str | None) -> str:
     includes = f"-I{sysconfig.get_path('include')} -I{pybind11.get_include()}"
     cxx = os.environ.get("CXX", "g++")
     edges, objects = cuda_edges(build) if nvcc else cpu_edges(build)
-    runtime = f"-L{Path(nvcc).resolve().parent.parent}/lib64 -lcudart_static -ldl -lrt -lpthread" if nvcc else ""
-    return "\n".join([
-        f"cxxflags = {CXX_FLAGS} {includes}",
-        "rule cxx",
-        f"  command = {cxx} $cxxflags $flags -MMD -MF $out.d -c $in -o $out",
-        "  depfile = $out.d",
-        "  deps = gcc",
-        "  description = c++ $out",
-        "rule nvcc",
-        f"  command = {nvcc} -std=c++17 -O3 -lineinfo -Xcompiler=-fPIC $flags -MMD -MF $out.d -c $in -o $out",
-        "  depfile = $out.d",
-        "  deps = gcc",
-        "  description = nvcc $out",
-        "rule link",
-        f"  command = {cxx} -shared $in -o $out -fopenmp {runtime}",
-        "  description = link $out",
-        *edges,
-        f"build {target}: link {' '.join(map(str, objects))}",
-        "",
-    ])
+    runtime = (
+        f"-L{Path(nvcc).resolve().parent.parent}/lib64 -lcudart_static -ldl -lrt -lpthread"
+        if nvcc
+        else ""
+    )
+    return "\n".join(
+        [
+            f"cxxflags = {CXX_FLAGS} {includes}",
+            "rule cxx",
+            f"  command = {cxx} $cxxflags $flags -MMD -MF $out.d -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "  description = c++ $out",
+            "rule nvcc",
+            f"  command = {nvcc} {NVCC_FLAGS} $flags -MMD -MF $out.d -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "  description = nvcc $out",
+            "rule link",
+            f"  command = {cxx} -shared $in -o $out -fopenmp {runtime}",
+            "  description = link $out",
+            *edges,
+            f"build {target}: link {' '.join(map(str, objects))}",
+            "",
+        ]
+    )
 
 
 class BuildWithNinja(build_ext):
@@ -134,10 +145,17 @@ if find_nvcc():
 
 setup(
     packages=[
-        "fastlm", "fastlm.ops", "fastlm.models", "fastlm.generation", "fastlm.training", "fastlm.emulator",
-        "fastlm.data", "fastlm.kernels",
+        "fastlm",
+        "fastlm.ops",
+        "fastlm.models",
+        "fastlm.generation",
+        "fastlm.training",
+        "fastlm.emulator",
+        "fastlm.data",
+        "fastlm.kernels",
     ],
     package_dir={"fastlm": "fastlm", "fastlm.kernels": "kernels"},
+    package_data={"fastlm": ["py.typed", "*.pyi", "data/*.gz", "emulator/runtime/*"]},
     ext_modules=extensions,
     cmdclass={"build_ext": BuildWithNinja},
 )

@@ -1,6 +1,7 @@
-// The Python functions of one device's module: checks in the user's language, then one launch. Compiled once with
-// FASTLM_DEVICE = cpu and once with cuda. Outputs come first and are allocated by the caller; `where` is the thread count on
-// the CPU and the stream's handle on CUDA. Nothing here knows of torch beyond TensorView.
+// The Python functions of one device's module: checks in the user's language, then one launch.
+// Compiled once with FASTLM_DEVICE = cpu and once with cuda. Outputs come first and are allocated
+// by the caller; `where` is the thread count on the CPU and the stream's handle on CUDA. Nothing
+// here knows of torch beyond TensorView.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -16,7 +17,8 @@ namespace fastlm::FASTLM_DEVICE {
 
 constexpr int kDeviceType = FASTLM_DEVICE_TYPE;
 
-[[noreturn]] inline void refuse(const std::string& argument, const std::string& accepted, const TensorView& got) {
+[[noreturn]] inline void refuse(const std::string& argument, const std::string& accepted,
+                                const TensorView& got) {
   throw py::value_error(argument + ": expected " + accepted + ", got " + describe(got));
 }
 
@@ -30,12 +32,15 @@ inline void check_floating(const TensorView& t, const char* argument) {
 }
 inline void check_like(const TensorView& t, const TensorView& model, const char* argument) {
   check_here(t, argument);
-  if (t.dtype != model.dtype || t.count() != model.count()) refuse(argument, "the dtype and size of " + describe(model), t);
+  if (t.dtype != model.dtype || t.count() != model.count())
+    refuse(argument, "the dtype and size of " + describe(model), t);
 }
 inline void check_like(const OptionalView& t, const TensorView& model, const char* argument) {
   if (t) check_like(*t, model, argument);
 }
-inline DType statistics_dtype(const TensorView& x) { return x.dtype == DType::f64 ? DType::f64 : DType::f32; }
+inline DType statistics_dtype(const TensorView& x) {
+  return x.dtype == DType::f64 ? DType::f64 : DType::f32;
+}
 inline void check_size(const TensorView& t, int64_t count, DType dtype, const char* argument) {
   check_here(t, argument);
   if (t.count() != count || t.dtype != dtype)
@@ -53,10 +58,12 @@ inline int64_t rows_of(const TensorView& x) {
 }
 
 // weight and bias share a dtype: x's, or float32 under a narrower x.
-inline DType parameter_dtype(const OptionalView& weight, const OptionalView& bias, const TensorView& x, const char* op) {
+inline DType parameter_dtype(const OptionalView& weight, const OptionalView& bias,
+                             const TensorView& x, const char* op) {
   const OptionalView& any = weight ? weight : bias;
   const DType dtype = any ? any->dtype : x.dtype;
-  if (dtype != x.dtype && dtype != statistics_dtype(x)) refuse(std::string(op) + ": weight", "x's dtype or float32", *any);
+  if (dtype != x.dtype && dtype != statistics_dtype(x))
+    refuse(std::string(op) + ": weight", "x's dtype or float32", *any);
   check_size(weight, cols_of(x), dtype, "layer_norm: weight");
   check_size(bias, cols_of(x), dtype, "layer_norm: bias");
   return dtype;
@@ -69,11 +76,15 @@ inline const int64_t* seed_of(const OptionalView& seed, double p, const char* op
   return static_cast<const int64_t*>(seed->data);
 }
 
-// ---- layer_norm -------------------------------------------------------------------------------------------------
+// ---- layer_norm
+// -------------------------------------------------------------------------------------------------
 
-inline void add_layer_norm_forward(const TensorView& y, const OptionalView& z, const TensorView& mean, const TensorView& rstd,
-                                   const TensorView& x, const OptionalView& residual, const OptionalView& weight,
-                                   const OptionalView& bias, const OptionalView& seed, double eps, double dropout_p, int64_t where) {
+inline void add_layer_norm_forward(const TensorView& y, const OptionalView& z,
+                                   const TensorView& mean, const TensorView& rstd,
+                                   const TensorView& x, const OptionalView& residual,
+                                   const OptionalView& weight, const OptionalView& bias,
+                                   const OptionalView& seed, double eps, double dropout_p,
+                                   int64_t where) {
   check_floating(x, "layer_norm: x");
   check_like(y, x, "layer_norm: y");
   check_like(residual, x, "add_layer_norm: residual");
@@ -81,20 +92,37 @@ inline void add_layer_norm_forward(const TensorView& y, const OptionalView& z, c
   check_size(mean, rows_of(x), statistics_dtype(x), "layer_norm: mean");
   check_size(rstd, rows_of(x), statistics_dtype(x), "layer_norm: rstd");
   const DType weight_dtype = parameter_dtype(weight, bias, x, "layer_norm");
-  const LayerNormForward p{x.data, data(residual), data(weight), data(bias), seed_of(seed, dropout_p, "add_layer_norm"),
-                           y.data, data(z), mean.data, rstd.data, rows_of(x), cols_of(x), eps, dropout_p, x.dtype, weight_dtype};
+  const LayerNormForward p{x.data,
+                           data(residual),
+                           data(weight),
+                           data(bias),
+                           seed_of(seed, dropout_p, "add_layer_norm"),
+                           y.data,
+                           data(z),
+                           mean.data,
+                           rstd.data,
+                           rows_of(x),
+                           cols_of(x),
+                           eps,
+                           dropout_p,
+                           x.dtype,
+                           weight_dtype};
   const py::gil_scoped_release unlocked;
   launch(p, where);
 }
 
-inline void layer_norm_forward(const TensorView& y, const TensorView& mean, const TensorView& rstd, const TensorView& x,
-                               const OptionalView& weight, const OptionalView& bias, double eps, int64_t where) {
-  add_layer_norm_forward(y, std::nullopt, mean, rstd, x, std::nullopt, weight, bias, std::nullopt, eps, 0.0, where);
+inline void layer_norm_forward(const TensorView& y, const TensorView& mean, const TensorView& rstd,
+                               const TensorView& x, const OptionalView& weight,
+                               const OptionalView& bias, double eps, int64_t where) {
+  add_layer_norm_forward(y, std::nullopt, mean, rstd, x, std::nullopt, weight, bias, std::nullopt,
+                         eps, 0.0, where);
 }
 
-inline void add_layer_norm_backward(const OptionalView& dx, const TensorView& dz, const OptionalView& dweight,
-                                    const OptionalView& dbias, const TensorView& dy, const OptionalView& dz_out, const TensorView& z,
-                                    const OptionalView& weight, const TensorView& mean, const TensorView& rstd,
+inline void add_layer_norm_backward(const OptionalView& dx, const TensorView& dz,
+                                    const OptionalView& dweight, const OptionalView& dbias,
+                                    const TensorView& dy, const OptionalView& dz_out,
+                                    const TensorView& z, const OptionalView& weight,
+                                    const TensorView& mean, const TensorView& rstd,
                                     const OptionalView& seed, double dropout_p, int64_t where) {
   check_floating(z, "layer_norm: x");
   check_like(dx, z, "layer_norm: dx");
@@ -105,22 +133,39 @@ inline void add_layer_norm_backward(const OptionalView& dx, const TensorView& dz
   check_size(rstd, rows_of(z), statistics_dtype(z), "layer_norm: rstd");
   const DType weight_dtype = parameter_dtype(weight, dweight ? dweight : dbias, z, "layer_norm");
   check_size(dbias, cols_of(z), weight_dtype, "layer_norm: dbias");
-  const LayerNormBackward p{dy.data, data(dz_out), z.data, data(weight), mean.data, rstd.data,
-                            seed_of(seed, dropout_p, "add_layer_norm"), dz.data, data(dx), data(dweight), data(dbias), rows_of(z),
-                            cols_of(z), dropout_p, z.dtype, weight_dtype};
+  const LayerNormBackward p{dy.data,
+                            data(dz_out),
+                            z.data,
+                            data(weight),
+                            mean.data,
+                            rstd.data,
+                            seed_of(seed, dropout_p, "add_layer_norm"),
+                            dz.data,
+                            data(dx),
+                            data(dweight),
+                            data(dbias),
+                            rows_of(z),
+                            cols_of(z),
+                            dropout_p,
+                            z.dtype,
+                            weight_dtype};
   const py::gil_scoped_release unlocked;
   launch(p, where);
 }
 
-inline void layer_norm_backward(const TensorView& dx, const OptionalView& dweight, const OptionalView& dbias, const TensorView& dy,
-                                const TensorView& x, const OptionalView& weight, const TensorView& mean, const TensorView& rstd,
-                                int64_t where) {
-  add_layer_norm_backward(std::nullopt, dx, dweight, dbias, dy, std::nullopt, x, weight, mean, rstd, std::nullopt, 0.0, where);
+inline void layer_norm_backward(const TensorView& dx, const OptionalView& dweight,
+                                const OptionalView& dbias, const TensorView& dy,
+                                const TensorView& x, const OptionalView& weight,
+                                const TensorView& mean, const TensorView& rstd, int64_t where) {
+  add_layer_norm_backward(std::nullopt, dx, dweight, dbias, dy, std::nullopt, x, weight, mean, rstd,
+                          std::nullopt, 0.0, where);
 }
 
-// ---- gelu, dropout ----------------------------------------------------------------------------------------------
+// ---- gelu, dropout
+// ----------------------------------------------------------------------------------------------
 
-inline void gelu_forward(const TensorView& y, const TensorView& x, const OptionalView& bias, bool tanh_form, int64_t where) {
+inline void gelu_forward(const TensorView& y, const TensorView& x, const OptionalView& bias,
+                         bool tanh_form, int64_t where) {
   check_floating(x, "gelu: input");
   check_like(y, x, "gelu: output");
   check_size(bias, cols_of(x), x.dtype, "gelu: bias");
@@ -129,65 +174,83 @@ inline void gelu_forward(const TensorView& y, const TensorView& x, const Optiona
   launch(p, where);
 }
 
-inline void gelu_backward(const TensorView& dx, const OptionalView& dbias, const TensorView& dy, const TensorView& x,
-                          const OptionalView& bias, bool tanh_form, int64_t where) {
+inline void gelu_backward(const TensorView& dx, const OptionalView& dbias, const TensorView& dy,
+                          const TensorView& x, const OptionalView& bias, bool tanh_form,
+                          int64_t where) {
   check_floating(x, "gelu: input");
   check_like(dx, x, "gelu: dx");
   check_like(dy, x, "gelu: dy");
   check_size(bias, cols_of(x), x.dtype, "gelu: bias");
   check_size(dbias, cols_of(x), x.dtype, "gelu: dbias");
-  const GeluBackward p{dy.data, x.data, data(bias), dx.data, data(dbias), rows_of(x), cols_of(x), tanh_form, x.dtype};
+  const GeluBackward p{dy.data,    x.data,     data(bias), dx.data, data(dbias),
+                       rows_of(x), cols_of(x), tanh_form,  x.dtype};
   const py::gil_scoped_release unlocked;
   launch(p, where);
 }
 
-inline void dropout(const TensorView& y, const TensorView& x, const TensorView& seed, double probability, int64_t where) {
+inline void dropout(const TensorView& y, const TensorView& x, const TensorView& seed,
+                    double probability, int64_t where) {
   check_floating(x, "dropout: input");
   check_like(y, x, "dropout: output");
-  const Dropout p{x.data, seed_of(seed, 1, "dropout"), y.data, rows_of(x), cols_of(x), probability, x.dtype};
+  const Dropout p{x.data, seed_of(seed, 1, "dropout"), y.data, rows_of(x), cols_of(x), probability,
+                  x.dtype};
   const py::gil_scoped_release unlocked;
   launch(p, where);
 }
 
-// ---- cross_entropy ----------------------------------------------------------------------------------------------
+// ---- cross_entropy
+// ----------------------------------------------------------------------------------------------
 
-inline void check_rows(const TensorView& logits, const TensorView& target, const OptionalView& weight) {
+inline void check_rows(const TensorView& logits, const TensorView& target,
+                       const OptionalView& weight) {
   check_floating(logits, "cross_entropy: input");
   if (logits.dims != 2) refuse("cross_entropy: input", "(rows, classes)", logits);
   check_size(target, logits.shape[0], DType::i64, "cross_entropy: target");
   check_size(weight, logits.shape[1], statistics_dtype(logits), "cross_entropy: weight");
 }
 
-inline void cross_entropy_forward(const TensorView& loss, const TensorView& lse, const OptionalView& dlogits,
-                                  const TensorView& logits, const TensorView& target, const OptionalView& weight,
-                                  int64_t ignore_index, double label_smoothing, double lse_square_scale, double softcap, double dloss,
+inline void cross_entropy_forward(const TensorView& loss, const TensorView& lse,
+                                  const OptionalView& dlogits, const TensorView& logits,
+                                  const TensorView& target, const OptionalView& weight,
+                                  int64_t ignore_index, double label_smoothing,
+                                  double lse_square_scale, double softcap, double dloss,
                                   int64_t where) {
   check_rows(logits, target, weight);
   check_size(loss, logits.shape[0], statistics_dtype(logits), "cross_entropy: loss");
   check_size(lse, logits.shape[0], statistics_dtype(logits), "cross_entropy: lse");
   check_like(dlogits, logits, "cross_entropy: dlogits");
-  const CrossEntropyForward p{logits.data, static_cast<const int64_t*>(target.data), data(weight), loss.data, lse.data, data(dlogits),
-                              dloss, logits.shape[0], logits.shape[1],
-                              {ignore_index, label_smoothing, lse_square_scale, softcap}, logits.dtype};
+  const CrossEntropyForward p{
+      logits.data,     static_cast<const int64_t*>(target.data),
+      data(weight),    loss.data,
+      lse.data,        data(dlogits),
+      dloss,           logits.shape[0],
+      logits.shape[1], {ignore_index, label_smoothing, lse_square_scale, softcap},
+      logits.dtype};
   const py::gil_scoped_release unlocked;
   launch(p, where);
 }
 
-inline void cross_entropy_backward(const TensorView& dlogits, const TensorView& dloss, const TensorView& logits,
-                                   const TensorView& target, const OptionalView& weight, const TensorView& lse, int64_t ignore_index,
-                                   double label_smoothing, double lse_square_scale, double softcap, int64_t where) {
+inline void cross_entropy_backward(const TensorView& dlogits, const TensorView& dloss,
+                                   const TensorView& logits, const TensorView& target,
+                                   const OptionalView& weight, const TensorView& lse,
+                                   int64_t ignore_index, double label_smoothing,
+                                   double lse_square_scale, double softcap, int64_t where) {
   check_rows(logits, target, weight);
   check_like(dlogits, logits, "cross_entropy: dlogits");
-  check_size(dloss, logits.shape[0], statistics_dtype(logits), "cross_entropy: gradient of the losses");
+  check_size(dloss, logits.shape[0], statistics_dtype(logits),
+             "cross_entropy: gradient of the losses");
   check_size(lse, logits.shape[0], statistics_dtype(logits), "cross_entropy: lse");
-  const CrossEntropyBackward p{dloss.data, logits.data, static_cast<const int64_t*>(target.data), data(weight), lse.data,
-                               dlogits.data, logits.shape[0], logits.shape[1],
-                               {ignore_index, label_smoothing, lse_square_scale, softcap}, logits.dtype};
+  const CrossEntropyBackward p{
+      dloss.data,      logits.data,     static_cast<const int64_t*>(target.data),
+      data(weight),    lse.data,        dlogits.data,
+      logits.shape[0], logits.shape[1], {ignore_index, label_smoothing, lse_square_scale, softcap},
+      logits.dtype};
   const py::gil_scoped_release unlocked;
   launch(p, where);
 }
 
-// ---- attention --------------------------------------------------------------------------------------------------
+// ---- attention
+// --------------------------------------------------------------------------------------------------
 
 struct AttentionOptions {  // everything of a call that is not q, k or v
   OptionalView cu_seqlens_q, cu_seqlens_k, seqlens_k, seed;
@@ -199,68 +262,115 @@ struct AttentionOptions {  // everything of a call that is not q, k or v
 
 inline Bshd bshd(const TensorView& t, const TensorView& q, const char* argument) {
   if (t.device_type != kDeviceType) refuse(argument, "a tensor on this module's device", t);
-  if (t.dtype != q.dtype || t.dims != q.dims) refuse(argument, "the dtype and number of dimensions of " + describe(q), t);
-  if (t.dims != 3 && t.dims != 4) refuse(argument, "(batch, sequence, heads, head_dim) or (tokens, heads, head_dim)", t);
-  if (t.strides[t.dims - 1] != 1 && t.shape[t.dims - 1] != 1) refuse(argument, "a contiguous last dimension", t);
+  if (t.dtype != q.dtype || t.dims != q.dims)
+    refuse(argument, "the dtype and number of dimensions of " + describe(q), t);
+  if (t.dims != 3 && t.dims != 4)
+    refuse(argument, "(batch, sequence, heads, head_dim) or (tokens, heads, head_dim)", t);
+  if (t.strides[t.dims - 1] != 1 && t.shape[t.dims - 1] != 1)
+    refuse(argument, "a contiguous last dimension", t);
   return {t.data, t.dims == 4 ? t.strides[0] : 0, t.strides[t.dims - 3], t.strides[t.dims - 2]};
 }
 
-inline AttentionShape attention_shape(const TensorView& q, const TensorView& k, const TensorView& v, const TensorView& lse,
-                                      const AttentionOptions& o) {
+inline AttentionShape attention_shape(const TensorView& q, const TensorView& k, const TensorView& v,
+                                      const TensorView& lse, const AttentionOptions& o) {
   check_size(lse, rows_of(q), statistics_dtype(q), "attention: lse");
   const bool packed = q.dims == 3;
   if (packed != o.cu_seqlens_q.has_value() || packed != o.cu_seqlens_k.has_value())
-    refuse("attention: q", packed ? "cu_seqlens_q and cu_seqlens_k with (tokens, heads, head_dim)" : "no cu_seqlens with 4 dimensions", q);
+    refuse("attention: q",
+           packed ? "cu_seqlens_q and cu_seqlens_k with (tokens, heads, head_dim)"
+                  : "no cu_seqlens with 4 dimensions",
+           q);
   const int s = q.dims - 3, h = q.dims - 2, d = q.dims - 1;  // sequence, heads, head_dim
   const bool heads_fit = k.shape[h] > 0 && q.shape[h] % k.shape[h] == 0 && k.shape[h] == v.shape[h];
-  if (!heads_fit) refuse("attention: k", "as many heads as v, a divisor of q's in " + describe(q), k);
-  if (q.shape[d] != k.shape[d] || q.shape[d] != v.shape[d]) refuse("attention: k, v", "q's head_dim in " + describe(q), k);
-  if (k.shape[s] != v.shape[s] || (!packed && k.shape[0] != q.shape[0])) refuse("attention: k, v", "equal lengths and q's batch", k);
+  if (!heads_fit)
+    refuse("attention: k", "as many heads as v, a divisor of q's in " + describe(q), k);
+  if (q.shape[d] != k.shape[d] || q.shape[d] != v.shape[d])
+    refuse("attention: k, v", "q's head_dim in " + describe(q), k);
+  if (k.shape[s] != v.shape[s] || (!packed && k.shape[0] != q.shape[0]))
+    refuse("attention: k, v", "equal lengths and q's batch", k);
   const int64_t batch = packed ? o.cu_seqlens_q->count() - 1 : q.shape[0];
   check_size(o.cu_seqlens_q, batch + 1, DType::i32, "attention: cu_seqlens_q");
   check_size(o.cu_seqlens_k, batch + 1, DType::i32, "attention: cu_seqlens_k");
   check_size(o.seqlens_k, batch, DType::i32, "attention: cache_seqlens");
-  return {batch, packed ? o.max_queries : q.shape[s], packed ? o.max_keys : k.shape[s], q.shape[h], k.shape[h], q.shape[d],
-          static_cast<const int32_t*>(data(o.cu_seqlens_q)), static_cast<const int32_t*>(data(o.cu_seqlens_k)),
-          static_cast<const int32_t*>(data(o.seqlens_k)), packed ? 0 : q.shape[h] * q.shape[s], q.shape[s], o.softmax_scale, o.softcap,
-          o.window_left, o.window_right, o.dropout_p, seed_of(o.seed, o.dropout_p, "attention"), q.dtype};
+  return {batch,
+          packed ? o.max_queries : q.shape[s],
+          packed ? o.max_keys : k.shape[s],
+          q.shape[h],
+          k.shape[h],
+          q.shape[d],
+          static_cast<const int32_t*>(data(o.cu_seqlens_q)),
+          static_cast<const int32_t*>(data(o.cu_seqlens_k)),
+          static_cast<const int32_t*>(data(o.seqlens_k)),
+          packed ? 0 : q.shape[h] * q.shape[s],
+          q.shape[s],
+          o.softmax_scale,
+          o.softcap,
+          o.window_left,
+          o.window_right,
+          o.dropout_p,
+          seed_of(o.seed, o.dropout_p, "attention"),
+          q.dtype};
 }
 
-inline void attention_forward(const TensorView& o, const TensorView& lse, const TensorView& q, const TensorView& k, const TensorView& v,
+inline void attention_forward(const TensorView& o, const TensorView& lse, const TensorView& q,
+                              const TensorView& k, const TensorView& v,
                               const AttentionOptions& options, int64_t where) {
-  const AttentionForward p{attention_shape(q, k, v, lse, options), bshd(q, q, "attention: q"), bshd(k, q, "attention: k"),
-                           bshd(v, q, "attention: v"), bshd(o, q, "attention: output"), lse.data};
+  const AttentionForward p{attention_shape(q, k, v, lse, options),
+                           bshd(q, q, "attention: q"),
+                           bshd(k, q, "attention: k"),
+                           bshd(v, q, "attention: v"),
+                           bshd(o, q, "attention: output"),
+                           lse.data};
   const py::gil_scoped_release unlocked;
   launch(p, where);
 }
 
-inline void attention_backward(const TensorView& dq, const TensorView& dk, const TensorView& dv, const TensorView& dout,
-                               const TensorView& q, const TensorView& k, const TensorView& v, const TensorView& o,
-                               const TensorView& lse, const AttentionOptions& options, int64_t where) {
-  const AttentionBackward p{attention_shape(q, k, v, lse, options), bshd(dout, q, "attention: gradient of the output"),
-                            bshd(q, q, "attention: q"), bshd(k, q, "attention: k"), bshd(v, q, "attention: v"),
-                            bshd(o, q, "attention: output"), bshd(dq, q, "attention: dq"), bshd(dk, q, "attention: dk"),
-                            bshd(dv, q, "attention: dv"), lse.data};
+inline void attention_backward(const TensorView& dq, const TensorView& dk, const TensorView& dv,
+                               const TensorView& dout, const TensorView& q, const TensorView& k,
+                               const TensorView& v, const TensorView& o, const TensorView& lse,
+                               const AttentionOptions& options, int64_t where) {
+  const AttentionBackward p{attention_shape(q, k, v, lse, options),
+                            bshd(dout, q, "attention: gradient of the output"),
+                            bshd(q, q, "attention: q"),
+                            bshd(k, q, "attention: k"),
+                            bshd(v, q, "attention: v"),
+                            bshd(o, q, "attention: output"),
+                            bshd(dq, q, "attention: dq"),
+                            bshd(dk, q, "attention: dk"),
+                            bshd(dv, q, "attention: dv"),
+                            lse.data};
   const py::gil_scoped_release unlocked;
   launch(p, where);
 }
 
-inline void cache_append(const TensorView& k_cache, const TensorView& v_cache, const TensorView& k, const TensorView& v,
-                         const TensorView& seqlens, int64_t where) {
-  if (k.dims != 4 || k_cache.dims != 4) refuse("attention_with_kvcache: k", "(batch, sequence, heads, head_dim)", k);
+inline void cache_append(const TensorView& k_cache, const TensorView& v_cache, const TensorView& k,
+                         const TensorView& v, const TensorView& seqlens, int64_t where) {
+  if (k.dims != 4 || k_cache.dims != 4)
+    refuse("attention_with_kvcache: k", "(batch, sequence, heads, head_dim)", k);
   for (const TensorView* t : {&k_cache, &v_cache, &v})
     for (int d : {0, 2, 3})
-      if (t->shape[d] != k.shape[d]) refuse("attention_with_kvcache: k_cache, v_cache, v", "k's batch, heads and head_dim", *t);
+      if (t->shape[d] != k.shape[d])
+        refuse("attention_with_kvcache: k_cache, v_cache, v", "k's batch, heads and head_dim", *t);
   check_size(seqlens, k.shape[0], DType::i32, "attention_with_kvcache: cache_seqlens");
-  const CacheAppend p{bshd(k, k, "k"), bshd(v, k, "v"), bshd(k_cache, k, "k_cache"), bshd(v_cache, k, "v_cache"),
-                      static_cast<const int32_t*>(seqlens.data), k.shape[0], k.shape[1], k_cache.shape[1], k.shape[2], k.shape[3], k.dtype};
+  const CacheAppend p{bshd(k, k, "k"),
+                      bshd(v, k, "v"),
+                      bshd(k_cache, k, "k_cache"),
+                      bshd(v_cache, k, "v_cache"),
+                      static_cast<const int32_t*>(seqlens.data),
+                      k.shape[0],
+                      k.shape[1],
+                      k_cache.shape[1],
+                      k.shape[2],
+                      k.shape[3],
+                      k.dtype};
   const py::gil_scoped_release unlocked;
   launch(p, where);
 }
 
 inline void bind(py::module_& m) {
   py::class_<AttentionOptions>(m, "AttentionOptions")
-      .def(py::init<OptionalView, OptionalView, OptionalView, OptionalView, int64_t, int64_t, double, double, int64_t, int64_t, double>());
+      .def(py::init<OptionalView, OptionalView, OptionalView, OptionalView, int64_t, int64_t,
+                    double, double, int64_t, int64_t, double>());
   m.def("layer_norm_forward", &layer_norm_forward);
   m.def("layer_norm_backward", &layer_norm_backward);
   m.def("add_layer_norm_forward", &add_layer_norm_forward);

@@ -11,10 +11,11 @@ struct CrossEntropyOptions {
   double softcap;  // 0: none
 };
 
-// With z = softcap * tanh(logits / softcap) (or logits), lse = log sum exp z, t = target, e = label_smoothing, w = weight or 1:
+// With z = softcap * tanh(logits / softcap) (or logits), lse = log sum exp z, t = target, e =
+// label_smoothing, w = weight or 1:
 //   loss = (1 - e) w_t (lse - z_t) + e / classes * sum_c w_c (lse - z_c) + lse_square_scale * lse^2
-// and 0 in rows whose target is ignore_index. Where dlogits is given, the gradient is written in the same sweep,
-// so that the logits are read from memory once.
+// and 0 in rows whose target is ignore_index. Where dlogits is given, the gradient is written in
+// the same sweep, so that the logits are read from memory once.
 struct CrossEntropyForward {
   const void* logits;     // (rows, classes), contiguous
   const int64_t* target;  // (rows)
@@ -39,7 +40,8 @@ struct CrossEntropyBackward {
 };
 
 namespace cpu {
-void launch(const CrossEntropyForward& p, int64_t threads);  // std::out_of_range on a target outside [0, classes)
+void launch(const CrossEntropyForward& p,
+            int64_t threads);  // std::out_of_range on a target outside [0, classes)
 void launch(const CrossEntropyBackward& p, int64_t threads);
 }  // namespace cpu
 namespace cuda {

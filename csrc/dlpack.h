@@ -1,14 +1,22 @@
-// The part of DLPack 1.x's C ABI (github.com/dmlc/dlpack) that crosses our boundary: a borrowed tensor
-// in (DLPackExchangeAPI) and an owned block of memory out (DLManagedTensor). Layouts are fixed by that ABI.
+// The part of DLPack 1.x's C ABI (github.com/dmlc/dlpack) that crosses our boundary: a borrowed
+// tensor in (DLPackExchangeAPI) and an owned block of memory out (DLManagedTensor). Layouts are
+// fixed by that ABI.
 #pragma once
 
 #include <cstdint>
 
 namespace fastlm::dlpack {
 
-struct Version { uint32_t major, minor; };
-struct Device { int32_t type, id; };  // type: 1 CPU, 2 CUDA
-struct DataType { uint8_t code, bits; uint16_t lanes; };  // code: 0 int, 2 float, 4 bfloat
+struct Version {
+  uint32_t major, minor;
+};
+struct Device {
+  int32_t type, id;
+};  // type: 1 CPU, 2 CUDA
+struct DataType {
+  uint8_t code, bits;
+  uint16_t lanes;
+};  // code: 0 int, 2 float, 4 bfloat
 
 struct Tensor {
   void* data;

@@ -5,7 +5,8 @@
 
 namespace fastlm {
 
-// y = gelu(x + bias). tanh form: 0.5 u (1 + tanh(sqrt(2/pi) (u + 0.044715 u^3))); else 0.5 u (1 + erf(u / sqrt 2)).
+// y = gelu(x + bias). tanh form: 0.5 u (1 + tanh(sqrt(2/pi) (u + 0.044715 u^3))); else 0.5 u (1 +
+// erf(u / sqrt 2)).
 struct GeluForward {
   const void *x, *bias;  // x (rows, cols); bias (cols), or null
   void* y;

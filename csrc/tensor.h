@@ -1,8 +1,9 @@
-// TensorView: what a kernel needs to know of a tensor, read from any object that looks like torch's.
+// TensorView: what a kernel needs to know of a tensor, read from any object that looks like
+// torch's.
 //
-// torch's ABI changes with every release, so nothing of it is linked or included. The facts come through the
-// DLPack exchange table on the object's type when there is one (torch 2.10 and later; about 50 ns), and through
-// the attributes data_ptr, shape, stride, dtype and device otherwise.
+// torch's ABI changes with every release, so nothing of it is linked or included. The facts come
+// through the DLPack exchange table on the object's type when there is one (torch 2.10 and later;
+// about 50 ns), and through the attributes data_ptr, shape, stride, dtype and device otherwise.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -94,7 +95,8 @@ inline bool borrow(py::handle object, TensorView& view) {
   dlpack::Tensor tensor;
   if (!exchange) return false;
   if (exchange->borrow(object.ptr(), &tensor) != 0) throw py::error_already_set();
-  if (tensor.ndim > kMaxDims) throw py::value_error("tensors of more than 8 dimensions are not accepted");
+  if (tensor.ndim > kMaxDims)
+    throw py::value_error("tensors of more than 8 dimensions are not accepted");
   view.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
   view.dtype = dtype_of(tensor.dtype);
   view.device_type = tensor.device.type;
@@ -111,7 +113,8 @@ inline bool borrow(py::handle object, TensorView& view) {
 
 inline void read_attributes(py::handle object, TensorView& view) {
   const py::tuple shape = object.attr("shape"), strides = object.attr("stride")();
-  if (shape.size() > kMaxDims) throw py::value_error("tensors of more than 8 dimensions are not accepted");
+  if (shape.size() > kMaxDims)
+    throw py::value_error("tensors of more than 8 dimensions are not accepted");
   view.data = reinterpret_cast<void*>(object.attr("data_ptr")().cast<uintptr_t>());
   view.dtype = dtype_of(py::str(object.attr("dtype")).cast<std::string>());
   const py::object device = object.attr("device"), index = device.attr("index");
@@ -129,8 +132,7 @@ inline void read_attributes(py::handle object, TensorView& view) {
 
 namespace pybind11::detail {
 
-template <>
-struct type_caster<fastlm::TensorView> {
+template <> struct type_caster<fastlm::TensorView> {
   PYBIND11_TYPE_CASTER(fastlm::TensorView, const_name("torch.Tensor"));
 
   bool load(handle source, bool) {

@@ -6,5 +6,17 @@ import torch as _torch  # noqa: F401  first, so that fastlm._cpu shares torch's 
 
 from . import memory, ops
 from .backend import BackendUnavailable, explain, use
+from .models import GPT2Config, GPT2LMHeadModel, GPT2Model
+from .tokenizer import GPT2Tokenizer
 
-__all__ = ["BackendUnavailable", "explain", "memory", "ops", "use"]
+__all__ = [
+    "BackendUnavailable",
+    "GPT2Config",
+    "GPT2LMHeadModel",
+    "GPT2Model",
+    "GPT2Tokenizer",
+    "explain",
+    "memory",
+    "ops",
+    "use",
+]

@@ -1,9 +1,10 @@
-"""Which kernel runs an op: the table, the choice, and its explanation. The only dispatch in the project.
+"""Which kernel runs an op: the table, the choice and its explanation. The only dispatch.
 
-Every op has a short list of kernels, best first. fastlm takes the first that supports the tensor's device, dtype and size and
-whose module is installed. `with fastlm.use("torch"):` or FASTLM_BACKEND=torch replaces the list by that one name; if it cannot
-run you get an error that says why, never a quiet substitute. `fastlm.explain("layer_norm", x)` prints each kernel and why it
-was taken or passed over. The choice looks at device, dtype and static sizes only, never at values.
+Every op has a short list of kernels, best first. fastlm takes the first that supports the tensor's
+device, dtype and size and whose module is installed. `with fastlm.use("torch"):` or
+FASTLM_BACKEND=torch replaces the list by that one name; if it cannot run you get an error that says
+why, never a quiet substitute. `fastlm.explain("layer_norm", x)` prints each kernel and why it was
+taken or passed over. The choice looks at device, dtype and static sizes only, never at values.
 """
 
 import contextlib
@@ -65,8 +66,8 @@ KERNELS: dict[str, list[Kernel]] = {
 }
 
 BACKENDS = ("cuda", "triton", "cpp", "torch")
-# What use() or FASTLM_BACKEND asks for. A plain global and no context variable: torch.compile guards on the one, so that a
-# compiled function follows use(), and cannot trace the other.
+# What use() or FASTLM_BACKEND asks for. A plain global and no context variable: torch.compile
+# guards on the one, so that a compiled function follows use(), and cannot trace the other.
 _forced = os.environ.get("FASTLM_BACKEND") or None
 
 
@@ -98,9 +99,10 @@ def forced() -> str | None:
 
 @contextlib.contextmanager
 def use(name: str) -> Iterator[None]:
-    """Run every op inside on the backend `name` ("cuda", "triton", "cpp" or "torch") or fail saying why.
+    """Run every op inside on "cuda", "triton", "cpp" or "torch", or fail saying why.
 
-    It holds for all threads. Raises ValueError for another name. Backward runs on the backend that its forward ran on.
+    It holds for all threads. Raises ValueError for another name. Backward runs on the backend that
+    its forward ran on.
     """
     global _forced
     _check_name(name)
@@ -119,8 +121,8 @@ def _check_name(name: str) -> None:
 def choose(op: str, x: Tensor, form: str | None = None) -> str:
     """Name of the kernel that will run `op` on a tensor like `x`.
 
-    `form` names what is special about the call ("an attention mask") where only the reference takes it.
-    Raises BackendUnavailable, with every kernel's reason, where nothing can.
+    `form` names what is special about the call ("an attention mask") where only the reference takes
+    it. Raises BackendUnavailable, with every kernel's reason, where nothing can.
     """
     wanted, reasons = forced(), []
     if wanted is not None:
@@ -147,7 +149,7 @@ def _warn_once(op: str, reasons: str) -> None:
 
 
 def explain(op: str, *args, **kwargs) -> None:
-    """Print, for a call of ops.<op> with these arguments, each kernel and why it is taken or passed over.
+    """Print, for a call of ops.<op>, each kernel and why it is taken or passed over.
 
     Raises ValueError for an unknown op.
     """
@@ -158,24 +160,23 @@ def explanation(op: str, *args, **kwargs) -> str:
     """The text that `explain` prints."""
     from fastlm import ops
 
-    if op not in KERNELS:
-        raise ValueError(f"explain: op: expected one of {', '.join(KERNELS)}, got {op!r}")
+    if op not in ops.__all__:
+        raise ValueError(f"explain: op: expected one of {', '.join(ops.__all__)}, got {op!r}")
+    kernels = KERNELS["attention" if op == "scaled_dot_product_attention" else op]
     x, form = ops.describe_call(op, *args, **kwargs)
     lines, taken = [f"{op} on {describe(x)}" + (f" with {form}" if form else "")], False
-    for kernel in KERNELS[op]:
+    for kernel in kernels:
         reason = kernel.why_not(x, form)
         if forced() not in (None, kernel.name):
             reason = f"{forced()} is asked for"
-        verdict = (
-            f"no: {reason}" if reason else ("not needed: one above is taken" if taken else "taken")
-        )
+        verdict = "not needed: one above is taken" if taken else "taken"
+        lines.append(f"  {kernel.name:7} " + (f"no: {reason}" if reason else verdict))
         taken = taken or reason is None
-        lines.append(f"  {kernel.name:7} {verdict}")
     return "\n".join(lines)
 
 
 def where(x: Tensor) -> int:
-    """What a kernel module takes last: the number of threads on the CPU, the stream's handle on CUDA."""
+    """What a kernel module takes last: the number of threads, or the CUDA stream's handle."""
     if x.device.type == "cpu":
         return torch.get_num_threads()
     return torch.cuda.current_stream(x.device).cuda_stream
@@ -191,7 +192,7 @@ def _names(dtypes: tuple[torch.dtype, ...]) -> str:
 
 
 def info() -> str:
-    """Version, torch, processor, devices, and per op which kernels are usable here and why the others are not."""
+    """Versions, processor, devices, and per op which kernels are usable here or why not."""
     from fastlm import __version__
 
     lines = [f"fastlm {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads"]

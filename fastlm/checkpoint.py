@@ -17,6 +17,7 @@ from torch import Tensor
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 PREFIX = "transformer."  # of the trunk's tensors in a file saved from a model with a head
+HEAD = "lm_head.weight"
 CAUSAL_MASKS = (".attn.bias", ".attn.masked_bias")  # constants that old checkpoints carry
 
 
@@ -63,7 +64,7 @@ def save_model(model, folder: str | Path) -> None:
     """Writes `model.config` and `model`'s tensors; a tied head is stored once, as the embedding."""
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
-        tensors.pop("lm_head.weight", None)
+        tensors.pop(HEAD, None)
     with replacing(Path(folder) / WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
     write_text(Path(folder) / CONFIG, model.config.to_json())
@@ -123,23 +124,16 @@ def _existing(folder: str | Path, name: str) -> Path:
 
 
 def _rename(tensors: dict[str, Tensor], model) -> dict[str, Tensor]:
-    """The tensors under `model`'s own names, without the masks that are no parameters."""
-    own = model.state_dict()
-    prefixed = any(name.startswith(PREFIX) for name in own)
+    """The tensors under `model`'s own names, without what is no parameter of it."""
+    own = {name.removeprefix(PREFIX): name for name in model.state_dict()}
     renamed = {}
     for name, tensor in tensors.items():
-        if name.endswith(CAUSAL_MASKS):
-            continue
         bare = name.removeprefix(PREFIX)
-        if prefixed and not name.startswith(PREFIX) and PREFIX + name in own:
-            bare = PREFIX + name
-        elif prefixed or name == "lm_head.weight":
-            bare = name
-        renamed[bare] = tensor
-    if not prefixed:
-        renamed.pop("lm_head.weight", None)  # the trunk alone has no head
-    elif model.config.tie_word_embeddings and PREFIX + "wte.weight" in renamed:
-        renamed["lm_head.weight"] = renamed[PREFIX + "wte.weight"]
+        headless = bare == HEAD and HEAD not in own  # the trunk, from a file with a head
+        if not headless and not name.endswith(CAUSAL_MASKS):
+            renamed[own.get(bare, name)] = tensor
+    if HEAD in own and model.config.tie_word_embeddings and own["wte.weight"] in renamed:
+        renamed[HEAD] = renamed[own["wte.weight"]]
     return renamed
 
 

@@ -5,9 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fastlm import backend
-from fastlm.generation import command as generate
-from fastlm.training import command as train
+from . import backend
+from .generation import command as generate
+from .training import command as train
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,6 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     args.rest = rest
     try:
         return command(args)
+    except KeyboardInterrupt:
+        return 130  # the shell's status for an interrupted command
     except (OSError, ValueError, IndexError) as error:
         print(f"fastlm: error: {error}", file=sys.stderr)
         return 1

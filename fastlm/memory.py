@@ -1,8 +1,9 @@
 """Results of the CPU kernels, from a pool that recycles memory.
 
-The C library gives a block of over 32 MB back to the system when it is freed, and the first touch of a fresh one costs
-about ten times what a kernel needs to fill it. Large results therefore come from a pool that keeps up to a limit
-(an eighth of the machine's memory, 4 GiB at most) for the next ones.
+The C library gives a block of over 32 MB back to the system when it is freed, and the first touch
+of a fresh one costs about ten times what a kernel needs to fill it. Large results therefore come
+from a pool that keeps up to a limit (an eighth of the machine's memory, 4 GiB at most) for the next
+ones.
 """
 
 import torch

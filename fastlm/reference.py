@@ -1,12 +1,15 @@
-"""Each op in plain torch: the oracle of the tests, the fallback on any device, the fake kernel of torch.compile, and the
-definition that every kernel is documented by.
+"""Each op in plain torch: the oracle of the tests, the fallback on any device, the fake kernel of
+torch.compile, and the definition that every kernel is documented by.
 
-Arguments and results are those of the registered ops (fastlm/ops). Statistics and losses are float32, or float64 for float64
-inputs. Nothing here depends on values for its shapes, so that all of it runs on the meta device.
+Arguments and results are those of the registered ops (fastlm/ops). Statistics and losses are
+float32, or float64 for float64 inputs. Nothing here depends on values for its shapes, so that all
+of it runs on the meta device.
 """
 
 import torch
 from torch import Tensor
+
+from .philox import dropout_factors
 
 
 def accumulation_dtype(x: Tensor) -> torch.dtype:
@@ -17,36 +20,7 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(accumulation_dtype(x))
 
 
-# ---- Philox ---------------------------------------------------------------------------------------------------------
-
-
-def _philox(seed: Tensor, column: Tensor, row: Tensor) -> list[Tensor]:
-    """Philox4x32-7 (Salmon et al., SC 2011) of counter (column, 0, row low, row high): four words as int64."""
-    mask = 0xFFFFFFFF
-    c = [column & mask, torch.zeros_like(column), row & mask, (row >> 32) & mask]
-    k0, k1 = seed & mask, (seed >> 32) & mask
-
-    def multiply(a: Tensor, m: int) -> tuple[Tensor, Tensor]:
-        # 32 x 32 bits in signed 64-bit integers: by halves of m, so that nothing overflows.
-        low, high = a * (m & 0xFFFF), a * (m >> 16)
-        total = (low >> 16) + high
-        return ((total << 16) | (low & 0xFFFF)) & mask, (total >> 16) & mask
-
-    for _ in range(7):
-        (low0, high0), (low2, high2) = multiply(c[0], 0xD2511F53), multiply(c[2], 0xCD9E8D57)
-        c = [high2 ^ c[1] ^ k0, low2, high0 ^ c[3] ^ k1, low0]
-        k0, k1 = (k0 + 0x9E3779B9) & mask, (k1 + 0xBB67AE85) & mask
-    return c
-
-
-def dropout_factors(seed: Tensor, rows: Tensor, columns: int, p: float) -> Tensor:
-    """(rows, columns) float32: 0 where dropped, 1 / (1 - p) elsewhere. The mask is the same on every device."""
-    groups = torch.arange((columns + 3) // 4, device=rows.device)
-    shape = (rows.shape[0], groups.shape[0])
-    words = _philox(seed, groups.expand(shape), rows[:, None].expand(shape))
-    random = torch.stack(words, -1).flatten(1)[:, :columns]
-    keep = random >= min(int(p * 2**32), 2**32 - 1)
-    return keep.float() / (1 - p) if p < 1 else torch.zeros_like(random, dtype=torch.float32)
+# ---- dropout -----------------------------------------------------------------------------------
 
 
 def _factors_like(x: Tensor, seed: Tensor, p: float) -> Tensor:
@@ -59,7 +33,7 @@ def dropout(x: Tensor, seed: Tensor, p: float) -> Tensor:
     return (_wide(x) * _factors_like(x, seed, p)).to(x.dtype)
 
 
-# ---- layer_norm -----------------------------------------------------------------------------------------------------
+# ---- layer_norm ----------------------------------------------------------------------------------
 
 
 def layer_norm_forward(x, weight, bias, eps):
@@ -81,7 +55,13 @@ def _layer_norm_grads(dy, x, weight, mean, rstd):
     dy, h = _wide(dy), (_wide(x) - mean[..., None]) * rstd[..., None]
     g = dy if weight is None else dy * weight
     dx = rstd[..., None] * (g - g.mean(-1, keepdim=True) - h * (g * h).mean(-1, keepdim=True))
-    return dx, (dy * h).flatten(0, -2).sum(0), dy.flatten(0, -2).sum(0)
+    return dx, _sum_of_rows(dy * h), _sum_of_rows(dy)
+
+
+def _sum_of_rows(t: Tensor) -> Tensor:
+    return (
+        t[None].flatten(0, -2).sum(0)
+    )  # [None]: a single row may come without a dimension of rows
 
 
 def layer_norm_backward(dy, x, weight, bias, mean, rstd):
@@ -105,7 +85,9 @@ def add_layer_norm_forward(x, residual, weight, bias, seed, eps, dropout_p):
 def add_layer_norm_backward(
     dy, dresidual_out, residual_out, weight, bias, mean, rstd, seed, dropout_p
 ):
-    """(dx, dresidual, dweight, dbias); dx is empty where nothing was dropped: it equals dresidual."""
+    """(dx, dresidual, dweight, dbias); dx is empty where nothing was dropped: it equals
+    dresidual.
+    """
     dz, dweight, dbias = _layer_norm_grads(dy, residual_out, weight, mean, rstd)
     if dresidual_out is not None:
         dz = dz + _wide(dresidual_out)
@@ -114,7 +96,7 @@ def add_layer_norm_backward(
     return dx, dz, _parameter_grad(dweight, weight), _parameter_grad(dbias, bias)
 
 
-# ---- gelu -----------------------------------------------------------------------------------------------------------
+# ---- gelu ----------------------------------------------------------------------------------------
 
 
 def _biased(x: Tensor, bias: Tensor | None) -> Tensor:
@@ -129,10 +111,12 @@ def gelu_forward(x, bias, approximate):
 def gelu_backward(dy, x, bias, approximate):
     """(dx, dbias); dbias is empty where there is no bias."""
     grad = torch.ops.aten.gelu_backward(_wide(dy), _biased(x, bias), approximate=approximate)
-    return grad.to(x.dtype), _parameter_grad(grad.flatten(0, -2).sum(0), bias)
+    if bias is None:
+        return grad.to(x.dtype), grad.new_empty(0)
+    return grad.to(x.dtype), _sum_of_rows(grad).to(bias.dtype)
 
 
-# ---- cross_entropy --------------------------------------------------------------------------------------------------
+# ---- cross_entropy -------------------------------------------------------------------------------
 
 
 def _capped(logits: Tensor, softcap: float) -> Tensor:
@@ -143,12 +127,14 @@ def _capped(logits: Tensor, softcap: float) -> Tensor:
 def cross_entropy_forward(
     logits, target, weight, ignore_index, label_smoothing, lse_square_scale, softcap, dloss
 ):
-    """(loss, lse, dlogits), loss and lse (rows). dlogits, the gradient of dloss * loss.sum(), is empty where dloss is None."""
+    """(loss, lse, dlogits), loss and lse (rows). dlogits, the gradient of dloss * loss.sum(), is
+    empty where dloss is None.
+    """
     z = _capped(logits, softcap)
     lse = z.logsumexp(-1)
     ignored = target == ignore_index
     safe = target.masked_fill(ignored, 0)[:, None]
-    w = torch.ones_like(z[0]) if weight is None else weight
+    w = z.new_ones(z.shape[1]) if weight is None else weight
     hard = w[safe[:, 0]] * (lse - z.gather(1, safe)[:, 0])
     smooth = w.sum() * lse - (z * w).sum(-1)
     loss = (
@@ -174,7 +160,7 @@ def cross_entropy_backward(
     z = _capped(logits, softcap)
     ignored = target == ignore_index
     safe = target.masked_fill(ignored, 0)[:, None]
-    w = torch.ones_like(z[0]) if weight is None else weight
+    w = z.new_ones(z.shape[1]) if weight is None else weight
     hard, smooth = (1 - label_smoothing) * w[safe], label_smoothing / z.shape[1]
     slope = hard + smooth * w.sum() + 2 * lse_square_scale * lse[:, None]
     grad = (z - lse[:, None]).exp() * slope - smooth * w
@@ -184,10 +170,11 @@ def cross_entropy_backward(
     return (grad * dloss.masked_fill(ignored, 0)[:, None]).to(logits.dtype)
 
 
-# ---- attention ------------------------------------------------------------------------------------------------------
+# ---- attention -----------------------------------------------------------------------------------
 #
-# q, k, v are (batch, sequence, heads, head_dim), or (tokens, heads, head_dim) with the offsets cu_seqlens of the
-# sequences that are packed one after the other; those are one batch here whose mask keeps sequences apart.
+# q, k, v are (batch, sequence, heads, head_dim), or (tokens, heads, head_dim) with the offsets
+# cu_seqlens of the sequences that are packed one after the other; those are one batch here whose
+# mask keeps sequences apart.
 
 
 def _places(tokens: int, cu_seqlens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -198,7 +185,9 @@ def _places(tokens: int, cu_seqlens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _visible(q, k, cu_q, cu_k, seqlens_k, window) -> tuple[Tensor, Tensor]:
-    """Bool (batch, queries, keys) of what each query sees, and each key's index in its sequence (keys)."""
+    """Bool (batch, queries, keys) of what each query sees, and each key's index in its sequence
+    (keys).
+    """
     queries, keys = q.shape[-3], k.shape[-3]
     key = torch.arange(keys, device=q.device)
     if cu_q is None:
@@ -228,7 +217,9 @@ def _batched(*tensors: Tensor) -> list[Tensor]:
 
 
 def _scores(q, k, visible, softmax_scale, softcap):
-    """Scores (batch, heads, queries, keys), -inf where not visible, and the derivative of the softcap or None."""
+    """Scores (batch, heads, queries, keys), -inf where not visible, and the derivative of the
+    softcap or None.
+    """
     raw = torch.einsum("bqhd,bkhd->bhqk", q, k) * softmax_scale
     t = torch.tanh(raw / softcap) if softcap else None
     scores = raw if t is None else softcap * t
@@ -322,7 +313,9 @@ def attention_backward(
 
 
 def cache_append(k_cache, v_cache, k, v, cache_seqlens):
-    """Writes k, v (batch, length, heads, head_dim) into the caches from cache_seqlens (batch) on."""
+    """Writes k, v (batch, length, heads, head_dim) into the caches from cache_seqlens (batch)
+    on.
+    """
     batch = torch.arange(k.shape[0], device=k.device)[:, None]
     position = cache_seqlens[:, None].long() + torch.arange(k.shape[1], device=k.device)
     k_cache[batch, position] = k

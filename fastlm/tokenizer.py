@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, models, trainers
 
-from fastlm.checkpoint import write_text
-from fastlm.vocabulary import (
+from .checkpoint import write_text
+from .text import read_text
+from .vocabulary import (
     END_OF_TEXT,
     FILE,
     MERGES,
@@ -73,7 +74,8 @@ class GPT2Tokenizer:
     ) -> "GPT2Tokenizer":
         """A new vocabulary learnt from `texts`: strings are text, Path objects are UTF-8 files.
 
-        vocab_size counts the 256 bytes and <|endoftext|>, so at least 257 (ValueError).
+        vocab_size counts the 256 bytes and <|endoftext|>, so at least 257 (ValueError). Raises
+        TextError for a file that is not UTF-8.
         """
         if vocab_size < 257:
             raise ValueError(
@@ -282,7 +284,7 @@ def _spelling(token) -> str | None:
 
 
 def _read(text: str | Path) -> str:
-    return text.read_text(encoding="utf-8") if isinstance(text, Path) else text
+    return read_text(text) if isinstance(text, Path) else text
 
 
 def _as_tensors(kind: str, **rows: list[list[int]]) -> BatchEncoding:

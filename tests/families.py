@@ -2,7 +2,8 @@
 
 `forms` pass every test and together use every argument of the op; they are large enough for several threads.
 `edges` are shapes and values at which kernels break; they are held to the accuracy rule.
-`large` have results of over 16 MB, which the CPU kernels store past the caches.
+`large` have results of over 16 MB, which the CPU kernels store past the caches. Their rows are a multiple of 48: torch draws
+random numbers by 16, and those of the first third must not depend on the rest.
 """
 
 import pytest
@@ -29,7 +30,9 @@ class Families:
         hold_to_rule(results(case.run, case.make(dtype), dtype), case, dtype)
 
     def test_gradcheck(self, form, cpp):
-        assert torch.autograd.gradcheck(form.run, forward(tuple_of, form.make(F64))[1], fast_mode=True)
+        """A second backward may differ from the first by rounding: cross_entropy's computes anew what forward wrote."""
+        leaves = forward(lambda *inputs: inputs, form.make(F64))[1]
+        assert torch.autograd.gradcheck(form.run, leaves, fast_mode=True, nondet_tol=1e-12)
 
     def test_opcheck(self, form):
         """torch.library.opcheck of every registered op that the call runs, with the arguments it runs them with."""
@@ -103,10 +106,6 @@ class Families:
         with torch.autocast("cpu", dtype=BF16):
             under_autocast = results(form.run, form.make(BF16), BF16)
         assert_same_bits(under_autocast, plain)
-
-
-def tuple_of(*inputs):
-    return inputs
 
 
 def hold_to_rule(found: dict, case: Case, dtype: torch.dtype) -> None:

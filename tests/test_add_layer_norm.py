@@ -63,7 +63,7 @@ EDGES = (
 )  # fmt: skip
 
 
-LARGE = (case("streamed", (5500, 769), "rows at every alignment", dropout_p=0.1),)
+LARGE = (case("streamed", (5520, 769), "rows at every alignment", dropout_p=0.1),)
 
 
 class TestFamilies(Families):

@@ -46,7 +46,7 @@ EDGES = (
 )
 
 
-LARGE = (case("streamed", (5500, 768), "rows that are all aligned, so that all are streamed"),)
+LARGE = (case("streamed", (5520, 768), "rows that are all aligned, so that all are streamed"),)
 
 
 class TestFamilies(Families):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from fastlm.text import TextError, documents, find_files, split
 from fastlm.tokenizer import GPT2Tokenizer
 from fastlm.training.bigram import Bigram
 from fastlm.training.data import Windows, tokenize, training_texts, validation_batches
-from fastlm.training.text import TextError, documents, find_files, split
 
 
 @pytest.fixture

@@ -2,9 +2,10 @@
 //
 // With P = exp(scale q k^T - lse), D = keep / (1 - p) and delta = sum over head_dim of dout * o:
 //   dV = (P D)^T dout;  dS = P (D (dout v^T) - delta);  dQ = scale dS k;  dK = scale dS^T q
-// A work item is one head of k and v with the query heads that share it, and a slice of its keys: five block products
-// per pair of blocks, all accumulated in float32 whatever the dtype. How keys are sliced depends on the shape alone, and the
-// slices' dQ are added in order, so the gradients have the same bits with any number of threads.
+// A work item is one head of k and v with the query heads that share it, and a slice of its keys:
+// five block products per pair of blocks, all accumulated in float32 whatever the dtype. How keys
+// are sliced depends on the shape alone, and the slices' dQ are added in order, so the gradients
+// have the same bits with any number of threads.
 #include "attention_block.h"
 #include "parallel.h"
 #include "scratch.h"
@@ -12,26 +13,33 @@
 namespace fastlm::cpu::FASTLM_ISA {
 namespace {
 
-// Enough items for some cores even when a batch has few heads; each slice packs its query heads anew.
+// Enough items for some cores even when a batch has few heads; each slice packs its query heads
+// anew.
 constexpr int64_t kItemsWanted = 16;
 
-template <class A>
-struct BackwardBlocks {
+template <class A> struct BackwardBlocks {
   int64_t head_dim, ld;  // ld: head_dim padded to whole tiles
   Scratch<A> memory;
-  A *q_t, *dout_t, *dq_t;       // (query blocks, head_dim, kQueries): scaled q, dout, dq, transposed
-  A *q, *dout;                  // (queries, ld)
-  A *lse2, *delta, *ones;       // (queries) twice, (kQueries)
-  A *k, *v;                     // (kKeys, ld)
-  A *dk, *dv;                   // (keys of the slice, ld)
-  A *p, *ds, *cap;              // (kKeys, kQueries): probabilities, score gradients, softcap's derivative
+  A *q_t, *dout_t, *dq_t;  // (query blocks, head_dim, kQueries): scaled q, dout, dq, transposed
+  A *q, *dout;             // (queries, ld)
+  A *lse2, *delta, *ones;  // (queries) twice, (kQueries)
+  A *k, *v;                // (kKeys, ld)
+  A *dk, *dv;              // (keys of the slice, ld)
+  A *p, *ds, *cap;  // (kKeys, kQueries): probabilities, score gradients, softcap's derivative
 
   BackwardBlocks(int64_t queries, int64_t keys, int64_t head_dim_)
-      : head_dim(head_dim_), ld(padded<A>(head_dim_)),
-        memory(queries * (3 * head_dim_ + 2 * ld + 2) + kQueries + 2 * (kKeys + keys) * ld + 3 * kKeys * kQueries) {
+      : head_dim(head_dim_),
+        ld(padded<A>(head_dim_)),
+        memory(queries * (3 * head_dim_ + 2 * ld + 2) + kQueries + 2 * (kKeys + keys) * ld +
+               3 * kKeys * kQueries) {
     A* next = memory.data();
-    const auto take = [&](int64_t count) { A* here = next; next += count; return here; };
-    q_t = take(queries * head_dim), dout_t = take(queries * head_dim), dq_t = take(queries * head_dim);
+    const auto take = [&](int64_t count) {
+      A* here = next;
+      next += count;
+      return here;
+    };
+    q_t = take(queries * head_dim), dout_t = take(queries * head_dim),
+    dq_t = take(queries * head_dim);
     q = take(queries * ld), dout = take(queries * ld);
     lse2 = take(queries), delta = take(queries), ones = take(kQueries);
     k = take(kKeys * ld), v = take(kKeys * ld), dk = take(keys * ld), dv = take(keys * ld);
@@ -42,13 +50,15 @@ struct BackwardBlocks {
 
 // Everything of one query head that its blocks of keys read again and again.
 template <class T>
-void pack_head(const AttentionBackward& p, const Sequence& seq, int64_t head, acc_t<T> scale, BackwardBlocks<acc_t<T>>& b) {
+void pack_head(const AttentionBackward& p, const Sequence& seq, int64_t head, acc_t<T> scale,
+               BackwardBlocks<acc_t<T>>& b) {
   using A = acc_t<T>;
   const int64_t head_dim = b.head_dim;
   const A* lse = static_cast<const A*>(p.lse) + seq.lse_index(p.shape, head, 0);
   for (int64_t query = 0; query < seq.queries; query += kQueries) {
     const int64_t rows = least(kQueries, seq.queries - query), at = seq.first_query + query;
-    const T *q = row_of<T>(p.q, seq.batch, at, head), *dout = row_of<T>(p.dout, seq.batch, at, head);
+    const T *q = row_of<T>(p.q, seq.batch, at, head),
+            *dout = row_of<T>(p.dout, seq.batch, at, head);
     load_transposed(q, p.q.row_stride, rows, head_dim, scale, b.q_t + query * head_dim);
     load_transposed(dout, p.dout.row_stride, rows, head_dim, A(1), b.dout_t + query * head_dim);
     load_rows(q, p.q.row_stride, rows, head_dim, b.q + query * b.ld, b.ld);
@@ -70,16 +80,19 @@ void pack_head(const AttentionBackward& p, const Sequence& seq, int64_t head, ac
   memset(b.dq_t, 0, size_t(ceil_div(seq.queries, kQueries) * kQueries * head_dim) * sizeof(A));
 }
 
-// The five products of one pair of blocks; `key` counts in the sequence, dk and dv point at this block's rows.
+// The five products of one pair of blocks; `key` counts in the sequence, dk and dv point at this
+// block's rows.
 template <class A>
-void pair(const AttentionShape& s, const Sequence& seq, const DropoutRule& dropout, uint64_t lse_index, int64_t query, int64_t key,
-          int64_t keys, A* dk, A* dv, BackwardBlocks<A>& b) {
+void pair(const AttentionShape& s, const Sequence& seq, const DropoutRule& dropout,
+          uint64_t lse_index, int64_t query, int64_t key, int64_t keys, A* dk, A* dv,
+          BackwardBlocks<A>& b) {
   const int64_t head_dim = b.head_dim, rows = least(kQueries, seq.queries - query);
   const A *q_t = b.q_t + query * head_dim, *dout_t = b.dout_t + query * head_dim;
   product<false>(keys, kQueries, head_dim, Operand<A>{b.k, b.ld, 1}, q_t, kQueries, b.p, kQueries);
   if (s.softcap > 0) softcap_block<A>(A(s.softcap), keys, b.p, b.cap);
   mask_block(s, seq, query, key, keys, -A(INFINITY), b.p);
-  product<false>(keys, kQueries, head_dim, Operand<A>{b.v, b.ld, 1}, dout_t, kQueries, b.ds, kQueries);
+  product<false>(keys, kQueries, head_dim, Operand<A>{b.v, b.ld, 1}, dout_t, kQueries, b.ds,
+                 kQueries);
   if (s.dropout_p > 0) dropout_block(dropout, lse_index + uint64_t(query), key, keys, b.ds);
   for (int64_t q = 0; q < kQueries; q += kLanes<A>) {
     const Vec<A> lse2 = load(b.lse2 + query + q), delta = load(b.delta + query + q);
@@ -93,14 +106,16 @@ void pair(const AttentionShape& s, const Sequence& seq, const DropoutRule& dropo
   if (s.softcap > 0)
     for (int64_t i = 0; i < keys * kQueries; ++i) b.ds[i] *= b.cap[i];
   if (s.dropout_p > 0) dropout_block(dropout, lse_index + uint64_t(query), key, keys, b.p);
-  product<true>(keys, b.ld, rows, Operand<A>{b.p, kQueries, 1}, b.dout + query * b.ld, b.ld, dv, b.ld);
-  product<true>(keys, b.ld, rows, Operand<A>{b.ds, kQueries, 1}, b.q + query * b.ld, b.ld, dk, b.ld);
-  product<true>(head_dim, kQueries, keys, Operand<A>{b.k, 1, b.ld}, b.ds, kQueries, b.dq_t + query * head_dim, kQueries);
+  product<true>(keys, b.ld, rows, Operand<A>{b.p, kQueries, 1}, b.dout + query * b.ld, b.ld, dv,
+                b.ld);
+  product<true>(keys, b.ld, rows, Operand<A>{b.ds, kQueries, 1}, b.q + query * b.ld, b.ld, dk,
+                b.ld);
+  product<true>(head_dim, kQueries, keys, Operand<A>{b.k, 1, b.ld}, b.ds, kQueries,
+                b.dq_t + query * head_dim, kQueries);
 }
 
-template <class T>
-struct Slices {  // how the keys of a sequence are divided among items
-  int64_t count, keys;  // keys of each, a multiple of kKeys
+template <class T> struct Slices {  // how the keys of a sequence are divided among items
+  int64_t count, keys;              // keys of each, a multiple of kKeys
 
   explicit Slices(const AttentionShape& s) {
     const int64_t blocks = most(1, ceil_div(s.keys, kKeys));
@@ -110,10 +125,11 @@ struct Slices {  // how the keys of a sequence are divided among items
   }
 };
 
-// dk and dv of one slice of keys, and this slice's part of dq in b.dq_t, head by head through `finish_head`.
+// dk and dv of one slice of keys, and this slice's part of dq in b.dq_t, head by head through
+// `finish_head`.
 template <class T, class FinishHead>
-void backward_slice(const AttentionBackward& p, const Sequence& seq, int64_t kv_head, int64_t first, int64_t last,
-                    BackwardBlocks<acc_t<T>>& b, const FinishHead& finish_head) {
+void backward_slice(const AttentionBackward& p, const Sequence& seq, int64_t kv_head, int64_t first,
+                    int64_t last, BackwardBlocks<acc_t<T>>& b, const FinishHead& finish_head) {
   using A = acc_t<T>;
   const AttentionShape& s = p.shape;
   const int64_t group = s.heads / s.kv_heads, head_dim = s.head_dim;
@@ -124,19 +140,22 @@ void backward_slice(const AttentionBackward& p, const Sequence& seq, int64_t kv_
     pack_head<T>(p, seq, head, A(s.softcap > 0 ? s.softmax_scale : s.softmax_scale * kLog2e), b);
     for (int64_t key = first; key < last; key += kKeys) {
       const int64_t keys = least(kKeys, last - key);
-      load_rows(row_of<T>(p.k, seq.batch, seq.first_key + key, kv_head), p.k.row_stride, keys, head_dim, b.k, b.ld);
-      load_rows(row_of<T>(p.v, seq.batch, seq.first_key + key, kv_head), p.v.row_stride, keys, head_dim, b.v, b.ld);
+      load_rows(row_of<T>(p.k, seq.batch, seq.first_key + key, kv_head), p.k.row_stride, keys,
+                head_dim, b.k, b.ld);
+      load_rows(row_of<T>(p.v, seq.batch, seq.first_key + key, kv_head), p.v.row_stride, keys,
+                head_dim, b.v, b.ld);
       for (int64_t query = 0; query < seq.queries; query += kQueries) {
         const int64_t last_query = least(query + kQueries, seq.queries) - 1;
         if (seq.highest(s, last_query) < key || seq.lowest(s, query) >= key + keys) continue;
-        pair(s, seq, dropout, uint64_t(seq.lse_index(s, head, 0)), query, key, keys, b.dk + (key - first) * b.ld,
-             b.dv + (key - first) * b.ld, b);
+        pair(s, seq, dropout, uint64_t(seq.lse_index(s, head, 0)), query, key, keys,
+             b.dk + (key - first) * b.ld, b.dv + (key - first) * b.ld, b);
       }
     }
     finish_head(head);
   }
   for (int64_t key = first; key < last; ++key) {
-    T *dk = row_of<T>(p.dk, seq.batch, seq.first_key + key, kv_head), *dv = row_of<T>(p.dv, seq.batch, seq.first_key + key, kv_head);
+    T *dk = row_of<T>(p.dk, seq.batch, seq.first_key + key, kv_head),
+      *dv = row_of<T>(p.dv, seq.batch, seq.first_key + key, kv_head);
     const A *dk_sum = b.dk + (key - first) * b.ld, *dv_sum = b.dv + (key - first) * b.ld;
     sweep<A>(head_dim, [&](int64_t d, auto span) __attribute__((always_inline)) {
       store(dk + d, load(dk_sum + d, span) * A(s.softmax_scale), span);
@@ -152,17 +171,18 @@ void store_dq(const AttentionBackward& p, const Sequence& seq, int64_t head, con
   for (A& each : scale) each = A(p.shape.softmax_scale);
   for (int64_t query = 0; query < seq.queries; query += kQueries) {
     T* dq = row_of<T>(p.dq, seq.batch, seq.first_query + query, head);
-    store_transposed<T>(dq_t + query * p.shape.head_dim, scale, least(kQueries, seq.queries - query), p.shape.head_dim, dq,
+    store_transposed<T>(dq_t + query * p.shape.head_dim, scale,
+                        least(kQueries, seq.queries - query), p.shape.head_dim, dq,
                         p.dq.row_stride);
   }
 }
 
-template <class T>
-void backward(const AttentionBackward& p, int64_t threads) {
+template <class T> void backward(const AttentionBackward& p, int64_t threads) {
   using A = acc_t<T>;
   const AttentionShape& s = p.shape;
   const Slices<T> slices(s);
-  const int64_t queries = ceil_div(s.queries, kQueries) * kQueries, head_size = queries * s.head_dim;
+  const int64_t queries = ceil_div(s.queries, kQueries) * kQueries,
+                head_size = queries * s.head_dim;
   const bool several = slices.count > 1;
   Scratch<A> partial(several ? s.batch * s.heads * slices.count * head_size : 1);
   const auto partial_of = [&](int64_t batch, int64_t head, int64_t slice) {
@@ -175,15 +195,18 @@ void backward(const AttentionBackward& p, int64_t threads) {
     BackwardBlocks<A> b(queries, slices.keys, s.head_dim);
     const int64_t first = slice * slices.keys, last = least(first + slices.keys, seq.keys);
     backward_slice<T>(p, seq, kv_head, first, last, b, [&](int64_t head) {
-      if (several) memcpy(partial_of(batch, head, slice), b.dq_t, size_t(head_size) * sizeof(A));
-      else store_dq<T>(p, seq, head, b.dq_t);
+      if (several)
+        memcpy(partial_of(batch, head, slice), b.dq_t, size_t(head_size) * sizeof(A));
+      else
+        store_dq<T>(p, seq, head, b.dq_t);
     });
   });
   if (!several) return;
   parallel_items(s.batch * s.heads, threads, [&](int64_t item) {
     A* total = partial_of(item / s.heads, item % s.heads, 0);
     for (int64_t i = 0; i < head_size; ++i)
-      for (int64_t slice = 1; slice < slices.count; ++slice) total[i] += total[slice * head_size + i];
+      for (int64_t slice = 1; slice < slices.count; ++slice)
+        total[i] += total[slice * head_size + i];
     store_dq<T>(p, Sequence(s, item / s.heads), item % s.heads, total);
   });
 }

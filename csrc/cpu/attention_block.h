@@ -1,8 +1,11 @@
-// What attention's forward and backward share on the CPU: blocks, the block product, masks and dropout.
+// What attention's forward and backward share on the CPU: blocks, the block product, masks and
+// dropout.
 //
-// Scores are held transposed, as (keys, queries) blocks with the queries along the vector lanes. Then the maximum and the sum of
-// a softmax are plain vector operations, masks are comparisons of lanes, and every product of the algorithm has the form
-//   C (M x N) += A (M x K) B (K x N),  A read one element at a time in any layout, B and C in rows of whole vectors,
+// Scores are held transposed, as (keys, queries) blocks with the queries along the vector lanes.
+// Then the maximum and the sum of a softmax are plain vector operations, masks are comparisons of
+// lanes, and every product of the algorithm has the form
+//   C (M x N) += A (M x K) B (K x N),  A read one element at a time in any layout, B and C in rows
+//   of whole vectors,
 // so that one register-tiled product serves them all and neither K nor V is ever transposed.
 #pragma once
 
@@ -11,7 +14,8 @@
 
 namespace fastlm::cpu::FASTLM_ISA {
 
-constexpr int64_t kQueries = 64, kKeys = 64;  // of a block; 64 x 64 wastes 6 % of a causal triangle at 1024
+constexpr int64_t kQueries = 64,
+                  kKeys = 64;  // of a block; 64 x 64 wastes 6 % of a causal triangle at 1024
 constexpr int64_t kTileVectors = 2;
 #if defined(__AVX512F__)
 constexpr int64_t kTileRows = 8;  // 16 accumulators of the 32 registers
@@ -19,14 +23,13 @@ constexpr int64_t kTileRows = 8;  // 16 accumulators of the 32 registers
 constexpr int64_t kTileRows = 4;  // 8 of 16
 #endif
 
-template <class A>
-FASTLM_INLINE constexpr int64_t padded(int64_t columns) {
+template <class A> FASTLM_INLINE constexpr int64_t padded(int64_t columns) {
   return ceil_div(columns, kTileVectors * kLanes<A>) * kTileVectors * kLanes<A>;
 }
 
 template <class A, int kRows, bool kAdd>
-FASTLM_INLINE void product_tile(int64_t depth, const A* a, int64_t a_row, int64_t a_col, const A* b, int64_t ldb, A* c,
-                                int64_t ldc) {
+FASTLM_INLINE void product_tile(int64_t depth, const A* a, int64_t a_row, int64_t a_col, const A* b,
+                                int64_t ldb, A* c, int64_t ldc) {
   Vec<A> sums[kRows][kTileVectors];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
@@ -50,34 +53,39 @@ FASTLM_INLINE void product_tile(int64_t depth, const A* a, int64_t a_row, int64_
     for (int v = 0; v < kTileVectors; ++v) store(c + r * ldc + v * kLanes<A>, sums[r][v]);
 }
 
-template <class A>
-struct Operand {  // element (i, j) is data[i * row + j * col]
+template <class A> struct Operand {  // element (i, j) is data[i * row + j * col]
   const A* data;
   int64_t row, col;
 };
 
 // C = A B, or C += A B. cols is a multiple of kTileVectors vectors.
 template <bool kAdd, class A>
-void product(int64_t rows, int64_t cols, int64_t depth, Operand<A> a, const A* b, int64_t ldb, A* c, int64_t ldc) {
+void product(int64_t rows, int64_t cols, int64_t depth, Operand<A> a, const A* b, int64_t ldb, A* c,
+             int64_t ldc) {
   for (int64_t n = 0; n < cols; n += kTileVectors * kLanes<A>) {
     int64_t m = 0;
     for (; m + kTileRows <= rows; m += kTileRows)
-      product_tile<A, kTileRows, kAdd>(depth, a.data + m * a.row, a.row, a.col, b + n, ldb, c + m * ldc + n, ldc);
+      product_tile<A, kTileRows, kAdd>(depth, a.data + m * a.row, a.row, a.col, b + n, ldb,
+                                       c + m * ldc + n, ldc);
     for (; m < rows; ++m)
-      product_tile<A, 1, kAdd>(depth, a.data + m * a.row, a.row, a.col, b + n, ldb, c + m * ldc + n, ldc);
+      product_tile<A, 1, kAdd>(depth, a.data + m * a.row, a.row, a.col, b + n, ldb, c + m * ldc + n,
+                               ldc);
   }
 }
 
-// ---- blocks in and out ----------------------------------------------------------------------------------------
+// ---- blocks in and out
+// ----------------------------------------------------------------------------------------
 
 template <class T>
 FASTLM_INLINE T* row_of(const Bshd& t, int64_t batch, int64_t row, int64_t head) {
-  return static_cast<T*>(t.data) + batch * t.batch_stride + row * t.row_stride + head * t.head_stride;
+  return static_cast<T*>(t.data) + batch * t.batch_stride + row * t.row_stride +
+         head * t.head_stride;
 }
 
 // out (rows, ld) = source rows, zero in columns past head_dim.
 template <class T>
-void load_rows(const T* source, int64_t stride, int64_t rows, int64_t head_dim, acc_t<T>* out, int64_t ld) {
+void load_rows(const T* source, int64_t stride, int64_t rows, int64_t head_dim, acc_t<T>* out,
+               int64_t ld) {
   using A = acc_t<T>;
   for (int64_t r = 0; r < rows; ++r) {
     sweep<A>(head_dim, [&](int64_t d, auto span) __attribute__((always_inline)) {
@@ -88,8 +96,7 @@ void load_rows(const T* source, int64_t stride, int64_t rows, int64_t head_dim, 
 }
 
 // One square of lanes x lanes elements, transposed in log2(lanes) rounds of interleaving.
-template <class A>
-FASTLM_INLINE void transpose_square(Vec<A> (&rows)[kLanes<A>]) {
+template <class A> FASTLM_INLINE void transpose_square(Vec<A> (&rows)[kLanes<A>]) {
   constexpr int64_t kHalf = kLanes<A> / 2;
   for (int64_t width = 1; width < kLanes<A>; width *= 2) {
     Vec<A> next[kLanes<A>];
@@ -104,40 +111,48 @@ FASTLM_INLINE void transpose_square(Vec<A> (&rows)[kLanes<A>]) {
 
 // out (head_dim, kQueries) = scale * transpose of `rows` source rows; queries past them are zero.
 template <class T>
-void load_transposed(const T* source, int64_t stride, int64_t rows, int64_t head_dim, acc_t<T> scale, acc_t<T>* out) {
+void load_transposed(const T* source, int64_t stride, int64_t rows, int64_t head_dim,
+                     acc_t<T> scale, acc_t<T>* out) {
   using A = acc_t<T>;
   for (int64_t q = 0; q < kQueries; q += kLanes<A>) {
     sweep<A>(head_dim, [&](int64_t d, auto span) __attribute__((always_inline)) {
       Vec<A> square[kLanes<A>] = {};
-      for (int64_t i = 0; i < least(kLanes<A>, rows - q); ++i) square[i] = load(source + (q + i) * stride + d, span) * scale;
+      for (int64_t i = 0; i < least(kLanes<A>, rows - q); ++i)
+        square[i] = load(source + (q + i) * stride + d, span) * scale;
       transpose_square<A>(square);
-      for (int64_t i = 0; i < least(kLanes<A>, head_dim - d); ++i) store(out + (d + i) * kQueries + q, square[i]);
+      for (int64_t i = 0; i < least(kLanes<A>, head_dim - d); ++i)
+        store(out + (d + i) * kQueries + q, square[i]);
     });
   }
 }
 
 // The inverse: destination row i = block (head_dim, kQueries) column i * factor[i].
 template <class T>
-void store_transposed(const acc_t<T>* block, const acc_t<T>* factor, int64_t rows, int64_t head_dim, T* out, int64_t stride) {
+void store_transposed(const acc_t<T>* block, const acc_t<T>* factor, int64_t rows, int64_t head_dim,
+                      T* out, int64_t stride) {
   using A = acc_t<T>;
   for (int64_t q = 0; q < rows; q += kLanes<A>) {
     const Vec<A> scale = load(factor + q);
     sweep<A>(head_dim, [&](int64_t d, auto span) __attribute__((always_inline)) {
       Vec<A> square[kLanes<A>] = {};
-      for (int64_t i = 0; i < least(kLanes<A>, head_dim - d); ++i) square[i] = load(block + (d + i) * kQueries + q) * scale;
+      for (int64_t i = 0; i < least(kLanes<A>, head_dim - d); ++i)
+        square[i] = load(block + (d + i) * kQueries + q) * scale;
       transpose_square<A>(square);
-      for (int64_t i = 0; i < least(kLanes<A>, rows - q); ++i) store(out + (q + i) * stride + d, square[i], span);
+      for (int64_t i = 0; i < least(kLanes<A>, rows - q); ++i)
+        store(out + (q + i) * stride + d, square[i], span);
     });
   }
 }
 
-// ---- which keys a query sees ----------------------------------------------------------------------------------
+// ---- which keys a query sees
+// ----------------------------------------------------------------------------------
 
 // One sequence of the batch: where it starts in q and k, and how long it is.
 struct Sequence {
   int64_t batch, first_query, first_key, queries, keys;
 
-  Sequence(const AttentionShape& s, int64_t b) : batch(b), first_query(0), first_key(0), queries(s.queries), keys(s.keys) {
+  Sequence(const AttentionShape& s, int64_t b)
+      : batch(b), first_query(0), first_key(0), queries(s.queries), keys(s.keys) {
     if (s.cu_seqlens_q) {
       batch = 0;  // packed: one row of tokens
       first_query = s.cu_seqlens_q[b];
@@ -162,14 +177,16 @@ struct Sequence {
 
 // scores (keys, kQueries) = `masked` where the query does not see the key.
 template <class A>
-void mask_block(const AttentionShape& s, const Sequence& seq, int64_t query, int64_t key, int64_t keys, A masked, A* scores) {
+void mask_block(const AttentionShape& s, const Sequence& seq, int64_t query, int64_t key,
+                int64_t keys, A masked, A* scores) {
   const int64_t last_query = least(query + kQueries, seq.queries) - 1;
   const bool all_seen = key + keys - 1 <= seq.highest(s, query) && key >= seq.lowest(s, last_query);
   if (all_seen) return;
   for (int64_t q = 0; q < kQueries; q += kLanes<A>) {
     Vec<bits_t<A>> low{}, high{};
     for (int64_t i = 0; i < kLanes<A>; ++i) {
-      const int64_t at = least(query + q + i, last_query);  // queries past the end see what the last one sees
+      const int64_t at =
+          least(query + q + i, last_query);  // queries past the end see what the last one sees
       low[i] = bits_t<A>(seq.lowest(s, at) - key);
       high[i] = bits_t<A>(seq.highest(s, at) - key);
     }
@@ -183,7 +200,8 @@ void mask_block(const AttentionShape& s, const Sequence& seq, int64_t query, int
 
 // probabilities (keys, kQueries) *= keep / (1 - p); key is a multiple of 4.
 template <class A>
-void dropout_block(const DropoutRule& rule, uint64_t first_row, int64_t key, int64_t keys, A* probabilities) {
+void dropout_block(const DropoutRule& rule, uint64_t first_row, int64_t key, int64_t keys,
+                   A* probabilities) {
   for (int64_t q = 0; q < kQueries; q += kWords) {
     const uint64_t row = first_row + uint64_t(q);
     const Words low = count_up(uint32_t(row));
@@ -200,9 +218,9 @@ void dropout_block(const DropoutRule& rule, uint64_t first_row, int64_t key, int
   }
 }
 
-// scores = softcap * tanh(scores / softcap) * log2(e), in place; derivative, where given, gets 1 - tanh^2.
-template <class A>
-void softcap_block(A softcap, int64_t keys, A* scores, A* derivative) {
+// scores = softcap * tanh(scores / softcap) * log2(e), in place; derivative, where given, gets 1 -
+// tanh^2.
+template <class A> void softcap_block(A softcap, int64_t keys, A* scores, A* derivative) {
   sweep<A>(keys * kQueries, [&](int64_t i, auto span) __attribute__((always_inline)) {
     const Vec<A> t = tanh<A>(load(scores + i, span) / softcap);
     store(scores + i, t * (softcap * A(kLog2e)), span);

@@ -1,7 +1,8 @@
 // attention for a few queries against many keys, as in decoding, and the append to its cache.
 //
-// One or a few queries cannot fill the lanes of the block kernel, and the work is to read K and V once: a work item is one
-// head of them, and each of its queries takes dot products along head_dim. No lse is lost and no dropout applies.
+// One or a few queries cannot fill the lanes of the block kernel, and the work is to read K and V
+// once: a work item is one head of them, and each of its queries takes dot products along head_dim.
+// No lse is lost and no dropout applies.
 #include "attention_decode.h"
 
 #include "parallel.h"
@@ -10,17 +11,18 @@
 namespace fastlm::cpu::FASTLM_ISA {
 namespace {
 
-template <class T>
-acc_t<T> dot(const acc_t<T>* a, const T* b, int64_t n) {
+template <class T> acc_t<T> dot(const acc_t<T>* a, const T* b, int64_t n) {
   using A = acc_t<T>;
   Vec<A> total{};
-  sweep<A>(n, [&](int64_t d, auto span) __attribute__((always_inline)) { total += load(a + d, span) * load(b + d, span); });
+  sweep<A>(n, [&](int64_t d, auto span) __attribute__((always_inline)) {
+    total += load(a + d, span) * load(b + d, span);
+  });
   return sum<A>(total);
 }
 
 template <class T>
-void decode_query(const AttentionForward& p, const Sequence& seq, int64_t head, int64_t query, acc_t<T>* q, acc_t<T>* scores,
-                  acc_t<T>* out) {
+void decode_query(const AttentionForward& p, const Sequence& seq, int64_t head, int64_t query,
+                  acc_t<T>* q, acc_t<T>* scores, acc_t<T>* out) {
   using A = acc_t<T>;
   const AttentionShape& s = p.shape;
   const int64_t kv_head = head / (s.heads / s.kv_heads), head_dim = s.head_dim;
@@ -49,30 +51,31 @@ void decode_query(const AttentionForward& p, const Sequence& seq, int64_t head, 
       store(out + d, load(out + d, span) + load(v + d, span) * weight, span);
     });
   }
-  static_cast<A*>(p.lse)[seq.lse_index(s, head, query)] = (peak + A(__builtin_log2(double(total)))) * A(kLn2);
+  static_cast<A*>(p.lse)[seq.lse_index(s, head, query)] =
+      (peak + A(__builtin_log2(double(total)))) * A(kLn2);
   const A inverse = total > 0 ? A(1) / total : A(0);
   T* o = row_of<T>(p.o, seq.batch, query, head);
   for (int64_t d = 0; d < head_dim; ++d) put(o + d, out[d] * inverse);
 }
 
-template <class T>
-void append(const CacheAppend& p, int64_t threads) {
+template <class T> void append(const CacheAppend& p, int64_t threads) {
   const size_t bytes = size_t(p.head_dim) * sizeof(T);
-  parallel_for(p.batch * p.length, 4 * p.kv_heads * int64_t(bytes), threads, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t batch = i / p.length, from = i % p.length, to = p.seqlens[batch] + from;
-      for (int64_t head = 0; head < p.kv_heads; ++head) {
-        memcpy(row_of<T>(p.k_cache, batch, to, head), row_of<T>(p.k, batch, from, head), bytes);
-        memcpy(row_of<T>(p.v_cache, batch, to, head), row_of<T>(p.v, batch, from, head), bytes);
-      }
-    }
-  });
+  parallel_for(
+      p.batch * p.length, 4 * p.kv_heads * int64_t(bytes), threads,
+      [&](int64_t first, int64_t last) {
+        for (int64_t i = first; i < last; ++i) {
+          const int64_t batch = i / p.length, from = i % p.length, to = p.seqlens[batch] + from;
+          for (int64_t head = 0; head < p.kv_heads; ++head) {
+            memcpy(row_of<T>(p.k_cache, batch, to, head), row_of<T>(p.k, batch, from, head), bytes);
+            memcpy(row_of<T>(p.v_cache, batch, to, head), row_of<T>(p.v, batch, from, head), bytes);
+          }
+        }
+      });
 }
 
 }  // namespace
 
-template <class T>
-void decode(const AttentionForward& p, int64_t threads) {
+template <class T> void decode(const AttentionForward& p, int64_t threads) {
   const AttentionShape& s = p.shape;
   const int64_t group = s.heads / s.kv_heads;
   parallel_items(s.batch * s.kv_heads, threads, [&](int64_t item) {

@@ -5,10 +5,12 @@
 
 namespace fastlm::cpu::FASTLM_ISA {
 
-// The block kernel pays for kQueries queries whatever their number; decode pays for each about kQueries / 8 of that.
-inline bool is_decode(const AttentionShape& s) { return s.queries <= 8 && !s.cu_seqlens_q && s.dropout_p == 0; }
+// The block kernel pays for kQueries queries whatever their number; decode pays for each about
+// kQueries / 8 of that.
+inline bool is_decode(const AttentionShape& s) {
+  return s.queries <= 8 && !s.cu_seqlens_q && s.dropout_p == 0;
+}
 
-template <class T>
-void decode(const AttentionForward& p, int64_t threads);
+template <class T> void decode(const AttentionForward& p, int64_t threads);
 
 }  // namespace fastlm::cpu::FASTLM_ISA

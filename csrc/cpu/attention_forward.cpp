@@ -1,8 +1,10 @@
-// attention forward: online softmax (Milakov and Gimelshein 2018; Dao et al. 2022) over blocks of 64 queries x 64 keys.
+// attention forward: online softmax (Milakov and Gimelshein 2018; Dao et al. 2022) over blocks of
+// 64 queries x 64 keys.
 //
-// A work item is 64 queries of one head. It holds Q^T, the output's transpose and one block of scores, K and V in
-// L1 and L2, and reads K and V from the caches once per 64 queries. Every block of keys costs 2 * 64 * 64 * head_dim
-// multiply-adds on registers and one exponential per score; the rescaling of the output is skipped while no maximum grows.
+// A work item is 64 queries of one head. It holds Q^T, the output's transpose and one block of
+// scores, K and V in L1 and L2, and reads K and V from the caches once per 64 queries. Every block
+// of keys costs 2 * 64 * 64 * head_dim multiply-adds on registers and one exponential per score;
+// the rescaling of the output is skipped while no maximum grows.
 #include "attention_block.h"
 #include "attention_decode.h"
 #include "parallel.h"
@@ -11,13 +13,15 @@
 namespace fastlm::cpu::FASTLM_ISA {
 namespace {
 
-template <class A>
-struct ForwardBlocks {
+template <class A> struct ForwardBlocks {
   Scratch<A> memory;
-  A *q, *out, *k, *v, *scores;        // (head_dim, queries) twice, (keys, head_dim) twice, (keys, queries)
-  A peak[kQueries], total[kQueries];  // running maximum (base 2) and sum of exponentials of each query
+  A *q, *out, *k, *v,
+      *scores;  // (head_dim, queries) twice, (keys, head_dim) twice, (keys, queries)
+  A peak[kQueries],
+      total[kQueries];  // running maximum (base 2) and sum of exponentials of each query
 
-  explicit ForwardBlocks(int64_t head_dim) : memory((2 * kQueries + 2 * kKeys) * head_dim + kKeys * kQueries) {
+  explicit ForwardBlocks(int64_t head_dim)
+      : memory((2 * kQueries + 2 * kKeys) * head_dim + kKeys * kQueries) {
     q = memory.data();
     out = q + head_dim * kQueries;
     k = out + head_dim * kQueries;
@@ -26,14 +30,15 @@ struct ForwardBlocks {
   }
 };
 
-// Turns scores into probabilities relative to the new maximum, and the output and its sums with them.
-template <class A>
-void online_softmax(ForwardBlocks<A>& b, int64_t keys, int64_t head_dim) {
+// Turns scores into probabilities relative to the new maximum, and the output and its sums with
+// them.
+template <class A> void online_softmax(ForwardBlocks<A>& b, int64_t keys, int64_t head_dim) {
   for (int64_t q = 0; q < kQueries; q += kLanes<A>) {
     const Vec<A> old_peak = load(b.peak + q);
     Vec<A> peak = old_peak;
     for (int64_t k = 0; k < keys; ++k) peak = max(peak, load(b.scores + k * kQueries + q));
-    // A query that has seen no key yet has the maximum -inf; relative to 0 its exponentials are all 0.
+    // A query that has seen no key yet has the maximum -inf; relative to 0 its exponentials are all
+    // 0.
     const Vec<A> base = peak > -A(INFINITY) ? peak : Vec<A>{};
     const Vec<A> shrink = exp2_bounded(old_peak - base);
     Vec<A> sum{};
@@ -47,19 +52,22 @@ void online_softmax(ForwardBlocks<A>& b, int64_t keys, int64_t head_dim) {
     bool grew = false;
     for (int64_t i = 0; i < kLanes<A>; ++i) grew |= shrink[i] != A(1);
     if (!grew) continue;
-    for (int64_t d = 0; d < head_dim; ++d) store(b.out + d * kQueries + q, load(b.out + d * kQueries + q) * shrink);
+    for (int64_t d = 0; d < head_dim; ++d)
+      store(b.out + d * kQueries + q, load(b.out + d * kQueries + q) * shrink);
   }
 }
 
 template <class T>
-void forward_item(const AttentionForward& p, const Sequence& seq, int64_t head, int64_t query, ForwardBlocks<acc_t<T>>& b) {
+void forward_item(const AttentionForward& p, const Sequence& seq, int64_t head, int64_t query,
+                  ForwardBlocks<acc_t<T>>& b) {
   using A = acc_t<T>;
   const AttentionShape& s = p.shape;
   const int64_t queries = least(kQueries, seq.queries - query), head_dim = s.head_dim;
   const int64_t kv_head = head / (s.heads / s.kv_heads), lse_index = seq.lse_index(s, head, query);
   const DropoutRule dropout(s.seed, s.dropout_p);
   const A scale = A(s.softcap > 0 ? s.softmax_scale : s.softmax_scale * kLog2e);
-  load_transposed(row_of<T>(p.q, seq.batch, seq.first_query + query, head), p.q.row_stride, queries, head_dim, scale, b.q);
+  load_transposed(row_of<T>(p.q, seq.batch, seq.first_query + query, head), p.q.row_stride, queries,
+                  head_dim, scale, b.q);
   for (int64_t i = 0; i < head_dim * kQueries; ++i) b.out[i] = 0;
   for (int64_t i = 0; i < kQueries; ++i) {
     b.peak[i] = -A(INFINITY);
@@ -68,14 +76,18 @@ void forward_item(const AttentionForward& p, const Sequence& seq, int64_t head, 
   const int64_t end = seq.highest(s, query + queries - 1) + 1;
   for (int64_t key = seq.lowest(s, query) / kKeys * kKeys; key < end; key += kKeys) {
     const int64_t keys = least(kKeys, end - key);
-    load_rows(row_of<T>(p.k, seq.batch, seq.first_key + key, kv_head), p.k.row_stride, keys, head_dim, b.k, head_dim);
-    load_rows(row_of<T>(p.v, seq.batch, seq.first_key + key, kv_head), p.v.row_stride, keys, head_dim, b.v, head_dim);
-    product<false>(keys, kQueries, head_dim, Operand<A>{b.k, head_dim, 1}, b.q, kQueries, b.scores, kQueries);
+    load_rows(row_of<T>(p.k, seq.batch, seq.first_key + key, kv_head), p.k.row_stride, keys,
+              head_dim, b.k, head_dim);
+    load_rows(row_of<T>(p.v, seq.batch, seq.first_key + key, kv_head), p.v.row_stride, keys,
+              head_dim, b.v, head_dim);
+    product<false>(keys, kQueries, head_dim, Operand<A>{b.k, head_dim, 1}, b.q, kQueries, b.scores,
+                   kQueries);
     if (s.softcap > 0) softcap_block<A>(A(s.softcap), keys, b.scores, nullptr);
     mask_block(s, seq, query, key, keys, -A(INFINITY), b.scores);
     online_softmax(b, keys, head_dim);
     if (s.dropout_p > 0) dropout_block(dropout, uint64_t(lse_index), key, keys, b.scores);
-    product<true>(head_dim, kQueries, keys, Operand<A>{b.v, 1, head_dim}, b.scores, kQueries, b.out, kQueries);
+    product<true>(head_dim, kQueries, keys, Operand<A>{b.v, 1, head_dim}, b.scores, kQueries, b.out,
+                  kQueries);
   }
   A* lse = static_cast<A*>(p.lse) + lse_index;
   for (int64_t i = 0; i < kQueries; ++i) {
@@ -86,13 +98,14 @@ void forward_item(const AttentionForward& p, const Sequence& seq, int64_t head, 
   store_transposed<T>(b.out, b.total, queries, head_dim, out, p.o.row_stride);
 }
 
-template <class T>
-void forward(const AttentionForward& p, int64_t threads) {
+template <class T> void forward(const AttentionForward& p, int64_t threads) {
   const AttentionShape& s = p.shape;
   if (is_decode(s)) return decode<T>(p, threads);
-  const int64_t blocks = ceil_div(s.queries, kQueries);  // of the longest sequence; the others skip what they lack
+  const int64_t blocks =
+      ceil_div(s.queries, kQueries);  // of the longest sequence; the others skip what they lack
   parallel_items(s.batch * s.heads * blocks, threads, [&](int64_t item) {
-    const int64_t query = (blocks - 1 - item % blocks) * kQueries;  // the longest first: better balance when causal
+    const int64_t query =
+        (blocks - 1 - item % blocks) * kQueries;  // the longest first: better balance when causal
     const Sequence seq(s, item / blocks / s.heads);
     if (query >= seq.queries) return;
     ForwardBlocks<acc_t<T>> b(s.head_dim);

@@ -11,14 +11,16 @@ void launch(const Bandwidth& p, int64_t threads) {
     float* target = p.target + first;
     Vec<float> sums[kWays] = {};
     if (p.traffic == Traffic::read) {
-      sweep_ways<float>(last - first, [&](int64_t i, auto span, auto way) __attribute__((always_inline)) {
-        sums[way.index] += load(source + i, span);
-      });
-      if (sum<float>(sums) == -1.0f) target[0] = 0;  // never for non-negative input, but the compiler cannot know
+      sweep_ways<float>(last - first,
+                        [&](int64_t i, auto span, auto way) __attribute__((always_inline)) {
+                          sums[way.index] += load(source + i, span);
+                        });
+      if (sum<float>(sums) == -1.0f)
+        target[0] = 0;  // never for non-negative input, but the compiler cannot know
     } else if (p.traffic == Traffic::copy) {
-      write_row<true>(target, last - first, [&](int64_t i, auto span) __attribute__((always_inline)) {
-        return load(source + i, span);
-      });
+      write_row<true>(target, last - first,
+                      [&](int64_t i, auto span)
+                          __attribute__((always_inline)) { return load(source + i, span); });
       end_of_streaming();
     } else {
       sweep<float>(last - first, [&](int64_t i, auto span) __attribute__((always_inline)) {

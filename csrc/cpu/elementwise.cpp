@@ -1,5 +1,5 @@
-// gelu (with its bias) and dropout, forward and backward: each reads its inputs and writes its result once, so memory
-// is the floor; about 20 vector instructions per vector stay under it.
+// gelu (with its bias) and dropout, forward and backward: each reads its inputs and writes its
+// result once, so memory is the floor; about 20 vector instructions per vector stay under it.
 #include "../elementwise.h"
 
 #include "parallel.h"
@@ -13,20 +13,19 @@ constexpr double kSqrt2OverPi = 0.7978845608028654, kCubic = 0.044715;
 constexpr double kSqrtHalf = 0.7071067811865476, kInverseSqrt2Pi = 0.3989422804014327;
 
 // 0.5 (1 + tanh(a)) = 1 / (1 + 2^(-2 a log2(e))), with a = sqrt(2/pi) (u + 0.044715 u^3).
-template <class A>
-FASTLM_INLINE Vec<A> tanh_gate(Vec<A> u) {
+template <class A> FASTLM_INLINE Vec<A> tanh_gate(Vec<A> u) {
   constexpr double kLinear = -2 * kLog2e * kSqrt2OverPi;
   return reciprocal(A(1) + exp2(u * (A(kLinear) + A(kLinear * kCubic) * (u * u))));
 }
 
-template <class A, bool kTanh>
-FASTLM_INLINE Vec<A> gelu(Vec<A> u) {
-  if constexpr (kTanh) return u * tanh_gate<A>(u);
-  else return u * (A(0.5) + A(0.5) * erf(u * A(kSqrtHalf)));
+template <class A, bool kTanh> FASTLM_INLINE Vec<A> gelu(Vec<A> u) {
+  if constexpr (kTanh)
+    return u * tanh_gate<A>(u);
+  else
+    return u * (A(0.5) + A(0.5) * erf(u * A(kSqrtHalf)));
 }
 
-template <class A, bool kTanh>
-FASTLM_INLINE Vec<A> gelu_derivative(Vec<A> u) {
+template <class A, bool kTanh> FASTLM_INLINE Vec<A> gelu_derivative(Vec<A> u) {
   if constexpr (kTanh) {
     const Vec<A> gate = tanh_gate<A>(u);
     return gate + u * gate * (A(1) - gate) * (A(2 * kSqrt2OverPi) * (A(1) + A(3 * kCubic) * u * u));
@@ -36,17 +35,18 @@ FASTLM_INLINE Vec<A> gelu_derivative(Vec<A> u) {
   }
 }
 
-template <class A>
-void widen_bias(const void* bias, DType dtype, int64_t cols, A* out) {
+template <class A> void widen_bias(const void* bias, DType dtype, int64_t cols, A* out) {
   for (int64_t c = 0; c < cols; ++c) {
-    if (!bias) out[c] = 0;
-    else if (dtype == DType::bf16) out[c] = scalar(static_cast<const bf16*>(bias)[c]);
-    else out[c] = static_cast<const A*>(bias)[c];
+    if (!bias)
+      out[c] = 0;
+    else if (dtype == DType::bf16)
+      out[c] = scalar(static_cast<const bf16*>(bias)[c]);
+    else
+      out[c] = static_cast<const A*>(bias)[c];
   }
 }
 
-template <class T, bool kTanh, bool kStream>
-void forward(const GeluForward& p, int64_t threads) {
+template <class T, bool kTanh, bool kStream> void forward(const GeluForward& p, int64_t threads) {
   using A = acc_t<T>;
   Scratch<A> bias(p.cols);
   widen_bias(p.bias, p.dtype, p.cols, bias.data());
@@ -64,10 +64,10 @@ void forward(const GeluForward& p, int64_t threads) {
   });
 }
 
-template <class T, bool kTanh, bool kStream>
-void backward(const GeluBackward& p, int64_t threads) {
+template <class T, bool kTanh, bool kStream> void backward(const GeluBackward& p, int64_t threads) {
   using A = acc_t<T>;
-  constexpr int64_t kMostBlocks = 64;  // of rows, each with its own dbias: the same bits with any number of threads
+  constexpr int64_t kMostBlocks =
+      64;  // of rows, each with its own dbias: the same bits with any number of threads
   const int64_t blocks = most(1, least(kMostBlocks, p.rows / 16));
   Scratch<A> scratch((1 + blocks) * p.cols);
   A *b = scratch.data(), *sums = b + p.cols;
@@ -78,12 +78,14 @@ void backward(const GeluBackward& p, int64_t threads) {
     for (int64_t block = first; block < last; ++block) {
       A* dbias = sums + block * p.cols;
       for (int64_t row = p.rows * block / blocks; row < p.rows * (block + 1) / blocks; ++row) {
-        const T *x = static_cast<const T*>(p.x) + row * p.cols, *dy = static_cast<const T*>(p.dy) + row * p.cols;
+        const T *x = static_cast<const T*>(p.x) + row * p.cols,
+                *dy = static_cast<const T*>(p.dy) + row * p.cols;
         T* dx = static_cast<T*>(p.dx) + row * p.cols;
         write_row<kStream>(dx, p.cols, [&](int64_t c, auto span) __attribute__((always_inline)) {
           prefetch(x + c);
           prefetch(dy + c);
-          const Vec<A> d = load(dy + c, span) * gelu_derivative<A, kTanh>(load(x + c, span) + load(b + c, span));
+          const Vec<A> d =
+              load(dy + c, span) * gelu_derivative<A, kTanh>(load(x + c, span) + load(b + c, span));
           if (p.dbias) store(dbias + c, load(dbias + c, span) + d, span);
           return d;
         });
@@ -99,8 +101,7 @@ void backward(const GeluBackward& p, int64_t threads) {
   }
 }
 
-template <class T, bool kStream>
-void dropout(const Dropout& p, int64_t threads) {
+template <class T, bool kStream> void dropout(const Dropout& p, int64_t threads) {
   using A = acc_t<T>;
   constexpr int64_t kStep = 4 * kWords;
   const DropoutRule rule(p.seed, p.p);
@@ -112,32 +113,39 @@ void dropout(const Dropout& p, int64_t threads) {
       for (int64_t start = 0; start < p.cols; start += kStep) {
         rule.factors(uint64_t(row), start, factors);
         const int64_t length = least(kStep, p.cols - start);
-        write_row<kStream>(y + start, length, [&](int64_t i, auto span) __attribute__((always_inline)) {
-          prefetch(x + start + i);
-          return load(x + start + i, span) * load_as<A>(factors + i, span);
-        });
+        write_row<kStream>(y + start, length,
+                           [&](int64_t i, auto span) __attribute__((always_inline)) {
+                             prefetch(x + start + i);
+                             return load(x + start + i, span) * load_as<A>(factors + i, span);
+                           });
       }
     }
     if (kStream) end_of_streaming();
   });
 }
 
-template <bool kTanh, class P>
-void launch_forward(const P& p, int64_t threads) {
+template <bool kTanh, class P> void launch_forward(const P& p, int64_t threads) {
   const bool large = p.rows * p.cols * 4 >= kStreamBytes;
   switch (p.dtype) {
-    case DType::f32: return large ? forward<float, kTanh, true>(p, threads) : forward<float, kTanh, false>(p, threads);
-    case DType::bf16: return large ? forward<bf16, kTanh, true>(p, threads) : forward<bf16, kTanh, false>(p, threads);
+    case DType::f32:
+      return large ? forward<float, kTanh, true>(p, threads)
+                   : forward<float, kTanh, false>(p, threads);
+    case DType::bf16:
+      return large ? forward<bf16, kTanh, true>(p, threads)
+                   : forward<bf16, kTanh, false>(p, threads);
     default: return forward<double, kTanh, false>(p, threads);
   }
 }
 
-template <bool kTanh, class P>
-void launch_backward(const P& p, int64_t threads) {
+template <bool kTanh, class P> void launch_backward(const P& p, int64_t threads) {
   const bool large = p.rows * p.cols * 4 >= kStreamBytes;
   switch (p.dtype) {
-    case DType::f32: return large ? backward<float, kTanh, true>(p, threads) : backward<float, kTanh, false>(p, threads);
-    case DType::bf16: return large ? backward<bf16, kTanh, true>(p, threads) : backward<bf16, kTanh, false>(p, threads);
+    case DType::f32:
+      return large ? backward<float, kTanh, true>(p, threads)
+                   : backward<float, kTanh, false>(p, threads);
+    case DType::bf16:
+      return large ? backward<bf16, kTanh, true>(p, threads)
+                   : backward<bf16, kTanh, false>(p, threads);
     default: return backward<double, kTanh, false>(p, threads);
   }
 }
@@ -155,8 +163,10 @@ void launch(const GeluBackward& p, int64_t threads) {
 void launch(const Dropout& p, int64_t threads) {
   const bool large = p.rows * p.cols * 4 >= kStreamBytes;
   switch (p.dtype) {
-    case DType::f32: return large ? dropout<float, true>(p, threads) : dropout<float, false>(p, threads);
-    case DType::bf16: return large ? dropout<bf16, true>(p, threads) : dropout<bf16, false>(p, threads);
+    case DType::f32:
+      return large ? dropout<float, true>(p, threads) : dropout<float, false>(p, threads);
+    case DType::bf16:
+      return large ? dropout<bf16, true>(p, threads) : dropout<bf16, false>(p, threads);
     default: return dropout<double, false>(p, threads);
   }
 }

@@ -1,9 +1,10 @@
 // layer_norm and add_layer_norm, forward and backward, a row at a time.
 //
-// Forward reads x (and residual) from memory once and writes y (and z) once; the row is in L1 for the two passes of
-// its statistics, because E[x^2] - E[x]^2 cancels badly when |mean| >> std. Backward reads dy and z once, writes dz once,
-// and keeps the column sums of a block of rows in L1. The blocks depend on the shape alone and are added in order,
-// so the result has the same bits with any number of threads.
+// Forward reads x (and residual) from memory once and writes y (and z) once; the row is in L1 for
+// the two passes of its statistics, because E[x^2] - E[x]^2 cancels badly when |mean| >> std.
+// Backward reads dy and z once, writes dz once, and keeps the column sums of a block of rows in L1.
+// The blocks depend on the shape alone and are added in order, so the result has the same bits with
+// any number of threads.
 #include "../layer_norm.h"
 
 #include "parallel.h"
@@ -14,28 +15,34 @@ namespace fastlm::cpu::FASTLM_ISA {
 namespace {
 
 // A parameter row in the accumulation type, or `absent` everywhere.
-template <class A>
-void widen_row(const void* source, DType dtype, int64_t cols, A absent, A* out) {
+template <class A> void widen_row(const void* source, DType dtype, int64_t cols, A absent, A* out) {
   for (int64_t c = 0; c < cols; ++c) {
-    if (!source) out[c] = absent;
-    else if (dtype == DType::bf16) out[c] = scalar(static_cast<const bf16*>(source)[c]);
-    else if (dtype == DType::f32) out[c] = A(static_cast<const float*>(source)[c]);
-    else out[c] = A(static_cast<const double*>(source)[c]);
+    if (!source)
+      out[c] = absent;
+    else if (dtype == DType::bf16)
+      out[c] = scalar(static_cast<const bf16*>(source)[c]);
+    else if (dtype == DType::f32)
+      out[c] = A(static_cast<const float*>(source)[c]);
+    else
+      out[c] = A(static_cast<const double*>(source)[c]);
   }
 }
 
-template <class A>
-void narrow_row(const A* source, DType dtype, int64_t cols, void* out) {
+template <class A> void narrow_row(const A* source, DType dtype, int64_t cols, void* out) {
   for (int64_t c = 0; c < cols; ++c) {
-    if (dtype == DType::bf16) put(static_cast<bf16*>(out) + c, float(source[c]));
-    else if (dtype == DType::f32) static_cast<float*>(out)[c] = float(source[c]);
-    else static_cast<double*>(out)[c] = double(source[c]);
+    if (dtype == DType::bf16)
+      put(static_cast<bf16*>(out) + c, float(source[c]));
+    else if (dtype == DType::f32)
+      static_cast<float*>(out)[c] = float(source[c]);
+    else
+      static_cast<double*>(out)[c] = double(source[c]);
   }
 }
 
 // out = x * keep / (1 - p) + residual (or without it), for one row.
 template <class T>
-void dropout_row(const T* x, const T* residual, const DropoutRule& rule, int64_t row, int64_t cols, T* out) {
+void dropout_row(const T* x, const T* residual, const DropoutRule& rule, int64_t row, int64_t cols,
+                 T* out) {
   using A = acc_t<T>;
   constexpr int64_t kStep = 4 * kWords;
   float factors[kStep];
@@ -48,8 +55,7 @@ void dropout_row(const T* x, const T* residual, const DropoutRule& rule, int64_t
   }
 }
 
-template <class T>
-void add_row(const T* x, const T* residual, int64_t cols, T* out) {
+template <class T> void add_row(const T* x, const T* residual, int64_t cols, T* out) {
   sweep<acc_t<T>>(cols, [&](int64_t c, auto span) __attribute__((always_inline)) {
     prefetch(x + c);
     prefetch(residual + c);
@@ -58,8 +64,8 @@ void add_row(const T* x, const T* residual, int64_t cols, T* out) {
 }
 
 template <class T, bool kStream>
-void normalize_row(const T* z, const acc_t<T>* weight, const acc_t<T>* bias, int64_t cols, double eps, T* y,
-                   acc_t<T>* mean_out, acc_t<T>* rstd_out) {
+void normalize_row(const T* z, const acc_t<T>* weight, const acc_t<T>* bias, int64_t cols,
+                   double eps, T* y, acc_t<T>* mean_out, acc_t<T>* rstd_out) {
   using A = acc_t<T>;
   Vec<A> total[kWays] = {}, squares[kWays] = {};
   sweep_ways<A>(cols, [&](int64_t c, auto span, auto way) __attribute__((always_inline)) {
@@ -79,8 +85,7 @@ void normalize_row(const T* z, const acc_t<T>* weight, const acc_t<T>* bias, int
   *rstd_out = rstd;
 }
 
-template <class T, bool kStream>
-void forward(const LayerNormForward& p, int64_t threads) {
+template <class T, bool kStream> void forward(const LayerNormForward& p, int64_t threads) {
   using A = acc_t<T>;
   Scratch<A> parameters(2 * p.cols);
   A *weight = parameters.data(), *bias = weight + p.cols;
@@ -95,11 +100,14 @@ void forward(const LayerNormForward& p, int64_t threads) {
       const T* z = static_cast<const T*>(p.x) + at;
       if (p.residual) {
         const T* residual = static_cast<const T*>(p.residual) + at;
-        if (p.dropout_p > 0) dropout_row(z, residual, rule, row, p.cols, sum_row.data());
-        else add_row(z, residual, p.cols, sum_row.data());
+        if (p.dropout_p > 0)
+          dropout_row(z, residual, rule, row, p.cols, sum_row.data());
+        else
+          add_row(z, residual, p.cols, sum_row.data());
         z = sum_row.data();
         write_row<kStream>(static_cast<T*>(p.z) + at, p.cols,
-                           [&](int64_t c, auto span) __attribute__((always_inline)) { return load(z + c, span); });
+                           [&](int64_t c, auto span)
+                               __attribute__((always_inline)) { return load(z + c, span); });
       }
       normalize_row<T, kStream>(z, weight, bias, p.cols, p.eps, static_cast<T*>(p.y) + at,
                                 static_cast<A*>(p.mean) + row, static_cast<A*>(p.rstd) + row);
@@ -110,7 +118,8 @@ void forward(const LayerNormForward& p, int64_t threads) {
 
 // dz of one row, adding the row's part of dweight and dbias to the block's sums.
 template <class T, bool kStream>
-void backward_row(const LayerNormBackward& p, int64_t row, const acc_t<T>* weight, acc_t<T>* dweight, acc_t<T>* dbias) {
+void backward_row(const LayerNormBackward& p, int64_t row, const acc_t<T>* weight,
+                  acc_t<T>* dweight, acc_t<T>* dbias) {
   using A = acc_t<T>;
   const int64_t at = row * p.cols;
   const T *dy = static_cast<const T*>(p.dy) + at, *z = static_cast<const T*>(p.z) + at;
@@ -130,14 +139,14 @@ void backward_row(const LayerNormBackward& p, int64_t row, const acc_t<T>* weigh
   const A g_mean = sum<A>(g_total) / A(p.cols), gh_mean = sum<A>(gh_total) / A(p.cols);
   T* dz = static_cast<T*>(p.dz) + at;
   write_row<kStream>(dz, p.cols, [&](int64_t c, auto span) __attribute__((always_inline)) {
-    const Vec<A> h = (load(z + c, span) - mean) * rstd, g = load(dy + c, span) * load(weight + c, span);
+    const Vec<A> h = (load(z + c, span) - mean) * rstd,
+                 g = load(dy + c, span) * load(weight + c, span);
     const Vec<A> d = (g - g_mean - h * gh_mean) * rstd;
     return dz_out ? d + load(dz_out + c, span) : d;
   });
 }
 
-template <class T, bool kStream>
-void backward(const LayerNormBackward& p, int64_t threads) {
+template <class T, bool kStream> void backward(const LayerNormBackward& p, int64_t threads) {
   using A = acc_t<T>;
   constexpr int64_t kMostBlocks = 64;
   const int64_t blocks = most(1, least(kMostBlocks, p.rows / 16));
@@ -155,7 +164,8 @@ void backward(const LayerNormBackward& p, int64_t threads) {
         // Where dropout's own gradient reads dz again, it must still be in the cache.
         if (p.dx) {
           backward_row<T, false>(p, row, weight, dweight, dbias);
-          dropout_row<T>(static_cast<const T*>(p.dz) + at, nullptr, rule, row, p.cols, static_cast<T*>(p.dx) + at);
+          dropout_row<T>(static_cast<const T*>(p.dz) + at, nullptr, rule, row, p.cols,
+                         static_cast<T*>(p.dx) + at);
         } else {
           backward_row<T, kStream>(p, row, weight, dweight, dbias);
         }
@@ -175,8 +185,10 @@ void launch(const LayerNormForward& p, int64_t threads) {
   if (p.rows == 0 || p.cols == 0) return;
   const bool large = p.rows * p.cols * 4 >= kStreamBytes;
   switch (p.dtype) {
-    case DType::f32: return large ? forward<float, true>(p, threads) : forward<float, false>(p, threads);
-    case DType::bf16: return large ? forward<bf16, true>(p, threads) : forward<bf16, false>(p, threads);
+    case DType::f32:
+      return large ? forward<float, true>(p, threads) : forward<float, false>(p, threads);
+    case DType::bf16:
+      return large ? forward<bf16, true>(p, threads) : forward<bf16, false>(p, threads);
     default: return forward<double, false>(p, threads);
   }
 }
@@ -185,8 +197,10 @@ void launch(const LayerNormBackward& p, int64_t threads) {
   if (p.cols == 0) return;
   const bool large = p.rows * p.cols * 4 >= kStreamBytes;
   switch (p.dtype) {
-    case DType::f32: return large ? backward<float, true>(p, threads) : backward<float, false>(p, threads);
-    case DType::bf16: return large ? backward<bf16, true>(p, threads) : backward<bf16, false>(p, threads);
+    case DType::f32:
+      return large ? backward<float, true>(p, threads) : backward<float, false>(p, threads);
+    case DType::bf16:
+      return large ? backward<bf16, true>(p, threads) : backward<bf16, false>(p, threads);
     default: return backward<double, false>(p, threads);
   }
 }

@@ -15,7 +15,8 @@ namespace {
 
 constexpr size_t kHugePage = size_t(2) << 20;
 
-// Few distinct sizes, so that blocks are found again: powers of two below a huge page, whole huge pages above.
+// Few distinct sizes, so that blocks are found again: powers of two below a huge page, whole huge
+// pages above.
 size_t rounded(size_t bytes) {
   if (bytes > kHugePage / 2) return (bytes + kHugePage - 1) / kHugePage * kHugePage;
   size_t size = 256;
@@ -33,7 +34,8 @@ void* from_system(size_t size) {
   char* raw = static_cast<char*>(
       mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   if (raw == MAP_FAILED) throw std::bad_alloc();
-  char* block = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(raw) + kHugePage - 1) / kHugePage * kHugePage);
+  char* block = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(raw) + kHugePage - 1) /
+                                        kHugePage * kHugePage);
   if (block != raw) munmap(raw, size_t(block - raw));
   if (raw + kHugePage != block) munmap(block + size, size_t(raw + kHugePage - block));
 #ifdef MADV_HUGEPAGE
@@ -43,8 +45,10 @@ void* from_system(size_t size) {
 }
 
 void to_system(void* block, size_t size) {
-  if (size < kHugePage) free(block);
-  else munmap(block, size);
+  if (size < kHugePage)
+    free(block);
+  else
+    munmap(block, size);
 }
 
 class Pool {
@@ -111,7 +115,8 @@ class Pool {
 };
 
 Pool& pool() {
-  static Pool* const the_pool = new Pool;  // never destroyed: tensors may outlive every static object
+  static Pool* const the_pool =
+      new Pool;  // never destroyed: tensors may outlive every static object
   return *the_pool;
 }
 
@@ -135,7 +140,8 @@ dlpack::ManagedTensor* new_tensor(const int64_t* shape, int dims, dlpack::DataTy
   block->bytes = dtype.bits / 8;
   for (int64_t extent : block->shape) block->bytes *= size_t(extent);
   dlpack::Tensor& tensor = block->managed.tensor;
-  tensor = {take_block(block->bytes), {dlpack::kCpu, 0}, dims, dtype, block->shape.data(), nullptr, 0};
+  tensor = {take_block(block->bytes), {dlpack::kCpu, 0}, dims, dtype,
+            block->shape.data(),      nullptr,           0};
   block->managed.context = block.get();
   block->managed.deleter = [](dlpack::ManagedTensor* self) {
     const std::unique_ptr<Block> owner(static_cast<Block*>(self->context));

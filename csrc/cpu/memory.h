@@ -1,7 +1,8 @@
 // The recycling pool: blocks of memory that were touched before.
 //
-// The C library gives a block of over 32 MB back to the system when it is freed, and first touch of the next one costs
-// about 2 GB/s, many times what a kernel needs to fill it. The pool keeps such blocks, on 2 MB pages, up to a limit.
+// The C library gives a block of over 32 MB back to the system when it is freed, and first touch of
+// the next one costs about 2 GB/s, many times what a kernel needs to fill it. The pool keeps such
+// blocks, on 2 MB pages, up to a limit.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +12,9 @@
 
 namespace fastlm::cpu {
 
-struct MemoryStats { int64_t in_use, held, limit; };  // bytes handed out, kept for reuse, kept at most
+struct MemoryStats {
+  int64_t in_use, held, limit;
+};  // bytes handed out, kept for reuse, kept at most
 
 void* take_block(size_t bytes);  // aligned to 64 bytes, contents undefined; throws std::bad_alloc
 void give_block(void* block, size_t bytes);

@@ -1,4 +1,5 @@
-// Threads: OpenMP with the count that the caller asked for (torch.get_num_threads(), passed in from Python).
+// Threads: OpenMP with the count that the caller asked for (torch.get_num_threads(), passed in from
+// Python).
 #pragma once
 
 #include <omp.h>
@@ -7,8 +8,8 @@
 
 namespace fastlm::cpu::FASTLM_ISA {
 
-// body(first, last) over [0, n) in as many pieces as threads. Small work stays on the calling thread: waking a team costs
-// some 5 us, which is what a core needs for about 64 KiB of traffic.
+// body(first, last) over [0, n) in as many pieces as threads. Small work stays on the calling
+// thread: waking a team costs some 5 us, which is what a core needs for about 64 KiB of traffic.
 template <class Body>
 void parallel_for(int64_t n, int64_t bytes_each, int64_t threads, const Body& body) {
   constexpr int64_t kWorthATeam = 1 << 17;
@@ -22,8 +23,7 @@ void parallel_for(int64_t n, int64_t bytes_each, int64_t threads, const Body& bo
 }
 
 // body(i) for i in [0, n), handed out one by one: for items of unequal cost.
-template <class Body>
-void parallel_items(int64_t n, int64_t threads, const Body& body) {
+template <class Body> void parallel_items(int64_t n, int64_t threads, const Body& body) {
   if (threads > n) threads = n;
   if (threads <= 1) {
     for (int64_t i = 0; i < n; ++i) body(i);

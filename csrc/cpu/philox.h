@@ -1,5 +1,6 @@
-// Philox4x32-7 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011; 7 rounds are the fewest that pass
-// BigCrush): a counter-based generator, so that a mask needs no memory, no order and no thread.
+// Philox4x32-7 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011; 7 rounds are
+// the fewest that pass BigCrush): a counter-based generator, so that a mask needs no memory, no
+// order and no thread.
 //
 // The mask of dropout, on every device: element (row, column) is dropped where word column % 4 of
 //   philox(key = seed, counter = (column / 4, 0, row mod 2^32, row / 2^32))   is below   p * 2^32.
@@ -27,10 +28,13 @@ FASTLM_INLINE Pair<Words> multiply(Words a, uint32_t m) {  // low and high halve
   const Vec<uint64_t> even = multiply_even(a, m);
   const Vec<uint64_t> odd = multiply_even(bit_cast<Words>(bit_cast<Vec<uint64_t>>(a) >> 32), m);
   const Vec<uint64_t> low_mask = all(uint64_t(0xffffffff));
-  return {bit_cast<Words>((even & low_mask) | (odd << 32)), bit_cast<Words>((even >> 32) | (odd & ~low_mask))};
+  return {bit_cast<Words>((even & low_mask) | (odd << 32)),
+          bit_cast<Words>((even >> 32) | (odd & ~low_mask))};
 }
 
-struct Random4 { Words word[4]; };
+struct Random4 {
+  Words word[4];
+};
 
 FASTLM_INLINE Random4 philox(uint64_t seed, Words c0, Words c2, Words c3) {
   uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
@@ -55,8 +59,7 @@ FASTLM_INLINE Words count_up(uint32_t start) {
 }
 
 // These factors as an accumulation vector.
-template <class A, class Span>
-FASTLM_INLINE Vec<A> load_as(const float* p, Span span) {
+template <class A, class Span> FASTLM_INLINE Vec<A> load_as(const float* p, Span span) {
   if constexpr (sizeof(A) == sizeof(float)) return load(p, span);
   Vec<A> v{};
   for (int64_t i = 0; i < kLanes<A>; ++i) v[i] = A(p[i]);
@@ -77,7 +80,8 @@ struct DropoutRule {
   // scale or 0 for the 4 * kWords columns that start at the multiple `column` of 4.
   FASTLM_INLINE void factors(uint64_t row, int64_t column, float* out) const {
     const Words zero{};
-    const Random4 r = philox(seed, count_up(uint32_t(column / 4)), zero + uint32_t(row), zero + uint32_t(row >> 32));
+    const Random4 r = philox(seed, count_up(uint32_t(column / 4)), zero + uint32_t(row),
+                             zero + uint32_t(row >> 32));
     // Word w of lane l belongs to column 4 l + w: interleave the four words.
     const Pair<Words> a = zip_words(r.word[0], r.word[2]), b = zip_words(r.word[1], r.word[3]);
     const Pair<Words> first = zip_words(a.low, b.low), second = zip_words(a.high, b.high);
@@ -86,7 +90,9 @@ struct DropoutRule {
     put_factors(out + 2 * kWords, second.low);
     put_factors(out + 3 * kWords, second.high);
   }
-  FASTLM_INLINE Vec<float> factor(Words random) const { return random >= threshold ? all(scale) : Vec<float>{}; }
+  FASTLM_INLINE Vec<float> factor(Words random) const {
+    return random >= threshold ? all(scale) : Vec<float>{};
+  }
 
  private:
   FASTLM_INLINE void put_factors(float* out, Words random) const { store(out, factor(random)); }

@@ -1,8 +1,10 @@
-// Vectors of the widest registers that this translation unit may use, on the compiler's own vector types.
+// Vectors of the widest registers that this translation unit may use, on the compiler's own vector
+// types.
 //
-// Every kernel file is compiled once per instruction set (setup.py) into the namespace FASTLM_ISA, and dispatch.cpp
-// picks one at run time. Two rules follow. Nothing here may be a template or inline function of the standard
-// library: the linker would keep one copy for all instruction sets. And nothing here throws.
+// Every kernel file is compiled once per instruction set (setup.py) into the namespace FASTLM_ISA,
+// and dispatch.cpp picks one at run time. Two rules follow. Nothing here may be a template or
+// inline function of the standard library: the linker would keep one copy for all instruction sets.
+// And nothing here throws.
 //
 // A kernel's body is written once over a Span: Full for whole vectors, Part for the tail of a row.
 #pragma once
@@ -27,23 +29,35 @@ constexpr int64_t kVectorBytes = 32;
 constexpr int64_t kVectorBytes = 16;
 #endif
 
-struct bf16 { uint16_t bits; };
+struct bf16 {
+  uint16_t bits;
+};
 
-template <class T> struct Acc { using type = float; };
-template <> struct Acc<double> { using type = double; };
+template <class T> struct Acc {
+  using type = float;
+};
+template <> struct Acc<double> {
+  using type = double;
+};
 template <class T> using acc_t = typename Acc<T>::type;  // what a T is computed in
 
-template <class A> struct VecOf { typedef A type __attribute__((vector_size(kVectorBytes))); };
+template <class A> struct VecOf {
+  typedef A type __attribute__((vector_size(kVectorBytes)));
+};
 template <class A> using Vec = typename VecOf<A>::type;
 template <class A> constexpr int64_t kLanes = kVectorBytes / int64_t(sizeof(A));
 
-template <class A> struct BitsOf { using type = int32_t; };
-template <> struct BitsOf<double> { using type = int64_t; };
+template <class A> struct BitsOf {
+  using type = int32_t;
+};
+template <> struct BitsOf<double> {
+  using type = int64_t;
+};
 template <class A> using bits_t = typename BitsOf<A>::type;
-typedef uint16_t Half16 __attribute__((vector_size(kVectorBytes / 2)));  // as many 16-bit as 32-bit lanes
+typedef uint16_t Half16
+    __attribute__((vector_size(kVectorBytes / 2)));  // as many 16-bit as 32-bit lanes
 
-template <class To, class From>
-FASTLM_INLINE To bit_cast(From from) {
+template <class To, class From> FASTLM_INLINE To bit_cast(From from) {
   static_assert(sizeof(To) == sizeof(From));
   To to;
   memcpy(&to, &from, sizeof to);
@@ -56,7 +70,8 @@ FASTLM_INLINE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b -
 
 template <class A> FASTLM_INLINE Vec<A> all(A value) { return value - Vec<A>{}; }
 
-// ---- conversions ----------------------------------------------------------------------------------------------
+// ---- conversions
+// ----------------------------------------------------------------------------------------------
 
 FASTLM_INLINE Vec<float> widen(Half16 half) {
   return bit_cast<Vec<float>>(__builtin_convertvector(half, Vec<uint32_t>) << 16);
@@ -77,20 +92,39 @@ FASTLM_INLINE void put(float* p, float x) { *p = x; }
 FASTLM_INLINE void put(double* p, double x) { *p = x; }
 FASTLM_INLINE void put(bf16* p, float x) {
   const uint32_t bits = bit_cast<uint32_t>(x);
-  p->bits = x == x ? uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16) : uint16_t((bits >> 16) | 0x40u);
+  p->bits = x == x ? uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)
+                   : uint16_t((bits >> 16) | 0x40u);
 }
 
-// ---- loads and stores -----------------------------------------------------------------------------------------
+// ---- loads and stores
+// -----------------------------------------------------------------------------------------
 
 struct Full {};
-struct Part { int64_t count; };  // 0 < count < lanes
+struct Part {
+  int64_t count;
+};  // 0 < count < lanes
 
-FASTLM_INLINE Vec<float> load(const float* p, Full = {}) { Vec<float> v; memcpy(&v, p, sizeof v); return v; }
-FASTLM_INLINE Vec<double> load(const double* p, Full = {}) { Vec<double> v; memcpy(&v, p, sizeof v); return v; }
-FASTLM_INLINE Vec<float> load(const bf16* p, Full = {}) { Half16 h; memcpy(&h, p, sizeof h); return widen(h); }
+FASTLM_INLINE Vec<float> load(const float* p, Full = {}) {
+  Vec<float> v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+FASTLM_INLINE Vec<double> load(const double* p, Full = {}) {
+  Vec<double> v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+FASTLM_INLINE Vec<float> load(const bf16* p, Full = {}) {
+  Half16 h;
+  memcpy(&h, p, sizeof h);
+  return widen(h);
+}
 FASTLM_INLINE void store(float* p, Vec<float> v, Full = {}) { memcpy(p, &v, sizeof v); }
 FASTLM_INLINE void store(double* p, Vec<double> v, Full = {}) { memcpy(p, &v, sizeof v); }
-FASTLM_INLINE void store(bf16* p, Vec<float> v, Full = {}) { const Half16 h = narrow(v); memcpy(p, &h, sizeof h); }
+FASTLM_INLINE void store(bf16* p, Vec<float> v, Full = {}) {
+  const Half16 h = narrow(v);
+  memcpy(p, &h, sizeof h);
+}
 
 // Lanes past the end read as zero.
 FASTLM_INLINE Vec<float> load(const float* p, Part part) {
@@ -119,33 +153,36 @@ FASTLM_INLINE void store(float* p, Vec<float> v, Part part) {
   memcpy(p, &v, size_t(part.count) * sizeof *p);
 #endif
 }
-FASTLM_INLINE void store(double* p, Vec<double> v, Part part) { memcpy(p, &v, size_t(part.count) * sizeof *p); }
+FASTLM_INLINE void store(double* p, Vec<double> v, Part part) {
+  memcpy(p, &v, size_t(part.count) * sizeof *p);
+}
 FASTLM_INLINE void store(bf16* p, Vec<float> v, Part part) {
   const Half16 h = narrow(v);
   memcpy(p, &h, size_t(part.count) * sizeof *p);
 }
 
-// Asks for what a streaming loop reads a few hundred cycles from now: the processor's own prefetchers stop at every 4 KB page, and
-// start late where a pass over memory alternates with passes over what it brought. Past the end of an array it does nothing.
+// Asks for what a streaming loop reads a few hundred cycles from now: the processor's own
+// prefetchers stop at every 4 KB page, and start late where a pass over memory alternates with
+// passes over what it brought. Past the end of an array it does nothing.
 constexpr int64_t kAheadBytes = 4096;
-template <class T>
-FASTLM_INLINE void prefetch(const T* p, int64_t bytes_ahead = kAheadBytes) {
+template <class T> FASTLM_INLINE void prefetch(const T* p, int64_t bytes_ahead = kAheadBytes) {
   __builtin_prefetch(reinterpret_cast<const char*>(p) + bytes_ahead);
 }
 
 // body(index, Span) over [0, n).
-template <class A, class Body>
-FASTLM_INLINE void sweep(int64_t n, const Body& body) {
+template <class A, class Body> FASTLM_INLINE void sweep(int64_t n, const Body& body) {
   int64_t i = 0;
   for (; i + kLanes<A> <= n; i += kLanes<A>) body(i, Full{});
   if (i < n) body(i, Part{n - i});
 }
 
-// sweep for sums: body(index, Span, way) with way in 0 .. kWays - 1, so that kWays accumulators hide the latency of an addition.
+// sweep for sums: body(index, Span, way) with way in 0 .. kWays - 1, so that kWays accumulators
+// hide the latency of an addition.
 constexpr int kWays = 4;
-template <int kWay> struct Way { static constexpr int index = kWay; };
-template <class A, class Body>
-FASTLM_INLINE void sweep_ways(int64_t n, const Body& body) {
+template <int kWay> struct Way {
+  static constexpr int index = kWay;
+};
+template <class A, class Body> FASTLM_INLINE void sweep_ways(int64_t n, const Body& body) {
   int64_t i = 0;
   for (; i + kWays * kLanes<A> <= n; i += kWays * kLanes<A>) {
     body(i, Full{}, Way<0>{});
@@ -153,7 +190,8 @@ FASTLM_INLINE void sweep_ways(int64_t n, const Body& body) {
     body(i + 2 * kLanes<A>, Full{}, Way<2>{});
     body(i + 3 * kLanes<A>, Full{}, Way<3>{});
   }
-  sweep<A>(n - i, [&](int64_t j, auto span) __attribute__((always_inline)) { body(i + j, span, Way<0>{}); });
+  sweep<A>(n - i, [&](int64_t j, auto span)
+                      __attribute__((always_inline)) { body(i + j, span, Way<0>{}); });
 }
 
 // Only the live lanes of v, zero elsewhere: for sums over a tail.
@@ -163,21 +201,25 @@ template <class A> FASTLM_INLINE Vec<A> live(Vec<A> v, Part part, A dead = 0) {
   return v;
 }
 
-// ---- streaming: stores past the caches, for results larger than they are ----------------------------------------
+// ---- streaming: stores past the caches, for results larger than they are
+// ----------------------------------------
 
 // Below this a result is wanted in the cache by whoever comes next; above it, it would only evict.
 constexpr int64_t kStreamBytes = 16 << 20;
 
-// 64 aligned bytes at once where the registers allow: halves of a line reach memory at a third of the speed.
+// 64 aligned bytes at once where the registers allow: halves of a line reach memory at a third of
+// the speed.
 FASTLM_INLINE void stream_line(void* p, const void* bytes) {
 #if defined(__AVX512F__)
   _mm512_stream_si512(static_cast<__m512i*>(p), _mm512_loadu_si512(bytes));
 #elif defined(__AVX2__)
   for (int i = 0; i < 2; ++i)
-    _mm256_stream_si256(static_cast<__m256i*>(p) + i, _mm256_loadu_si256(static_cast<const __m256i*>(bytes) + i));
+    _mm256_stream_si256(static_cast<__m256i*>(p) + i,
+                        _mm256_loadu_si256(static_cast<const __m256i*>(bytes) + i));
 #elif defined(__x86_64__)
   for (int i = 0; i < 4; ++i)
-    _mm_stream_si128(static_cast<__m128i*>(p) + i, _mm_loadu_si128(static_cast<const __m128i*>(bytes) + i));
+    _mm_stream_si128(static_cast<__m128i*>(p) + i,
+                     _mm_loadu_si128(static_cast<const __m128i*>(bytes) + i));
 #else
   memcpy(p, bytes, 64);
 #endif
@@ -210,7 +252,8 @@ FASTLM_INLINE void write_row(T* out, int64_t n, const Body& body) {
   if (i < n) store(out + i, body(i, Part{n - i}), Part{n - i});
 }
 
-// ---- arithmetic -----------------------------------------------------------------------------------------------
+// ---- arithmetic
+// -----------------------------------------------------------------------------------------------
 
 FASTLM_INLINE Vec<float> max(Vec<float> a, Vec<float> b) {
 #if defined(__AVX512F__)
@@ -237,11 +280,13 @@ template <class A> FASTLM_INLINE A largest(Vec<A> v) {
   return result;
 }
 
-// 2^y for y <= 127. Cody-Waite: n = round(y), and 2^(y - n) by the degree-5 minimax polynomial of relative error 9.1e-8
-// whose value at 0 is exactly 1. 0 far below the smallest float, and at -inf; a NaN stays one.
+// 2^y for y <= 127. Cody-Waite: n = round(y), and 2^(y - n) by the degree-5 minimax polynomial of
+// relative error 9.1e-8 whose value at 0 is exactly 1. 0 far below the smallest float, and at -inf;
+// a NaN stays one.
 FASTLM_INLINE Vec<float> exp2_bounded(Vec<float> y) {
 #if defined(__AVX512F__)
-  const __m512 x = _mm512_max_ps(_mm512_set1_ps(-160.0f), bit_cast<__m512>(y));  // the second operand where one is NaN
+  const __m512 x = _mm512_max_ps(_mm512_set1_ps(-160.0f),
+                                 bit_cast<__m512>(y));  // the second operand where one is NaN
   const __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const Vec<float> r = bit_cast<Vec<float>>(_mm512_sub_ps(x, n));
 #else
@@ -274,7 +319,8 @@ FASTLM_INLINE Vec<double> exp2_bounded(Vec<double> y) { return exp2(y); }
 // 1 / x for finite x >= 1.
 FASTLM_INLINE Vec<float> reciprocal(Vec<float> x) {
 #if defined(__AVX512F__)
-  // 14 bits and one Newton step: a third of the time of a division, which would hold GELU above its memory floor.
+  // 14 bits and one Newton step: a third of the time of a division, which would hold GELU above its
+  // memory floor.
   const Vec<float> guess = bit_cast<Vec<float>>(_mm512_rcp14_ps(bit_cast<__m512>(x)));
   return guess * (2.0f - x * guess);
 #else
@@ -286,12 +332,13 @@ FASTLM_INLINE Vec<double> reciprocal(Vec<double> x) { return 1.0 / x; }
 constexpr double kLog2e = 1.4426950408889634, kLn2 = 0.6931471805599453;
 
 template <class A> FASTLM_INLINE Vec<A> tanh(Vec<A> x) {
-  // 1 - 2 / (1 + exp(2x)): its absolute error is that of exp, which is what a softcap or a GELU needs.
+  // 1 - 2 / (1 + exp(2x)): its absolute error is that of exp, which is what a softcap or a GELU
+  // needs.
   return A(1) - A(2) * reciprocal(A(1) + exp2(x * A(2 * kLog2e)));
 }
 
-// erf. 1 - 2^(-|x| P(|x|)), P the degree-8 minimax polynomial of -log2(erfc(x)) / x on [0, 4]: absolute error 2.3e-9 before
-// rounding. Past 4, erf is 1 to float32's precision.
+// erf. 1 - 2^(-|x| P(|x|)), P the degree-8 minimax polynomial of -log2(erfc(x)) / x on [0, 4]:
+// absolute error 2.3e-9 before rounding. Past 4, erf is 1 to float32's precision.
 FASTLM_INLINE Vec<float> erf(Vec<float> x) {
   const Vec<float> magnitude = x < 0.0f ? -x : x;
   const Vec<float> a = magnitude > 4.0f ? all(4.0f) : magnitude;
@@ -312,13 +359,15 @@ FASTLM_INLINE Vec<double> erf(Vec<double> x) {
   return x;
 }
 
-// ---- shuffles -------------------------------------------------------------------------------------------------
+// ---- shuffles
+// -------------------------------------------------------------------------------------------------
 
-template <class V> struct Pair { V low, high; };
+template <class V> struct Pair {
+  V low, high;
+};
 
 // (a0 b0 a1 b1 ..., the rest)
-template <class A>
-FASTLM_INLINE Pair<Vec<A>> zip(Vec<A> a, Vec<A> b) {
+template <class A> FASTLM_INLINE Pair<Vec<A>> zip(Vec<A> a, Vec<A> b) {
   Vec<bits_t<A>> low{}, high{};
   for (int i = 0; i < kLanes<A>; ++i) {
     low[i] = i / 2 + (i % 2) * kLanes<A>;

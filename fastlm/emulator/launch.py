@@ -25,6 +25,7 @@ _HINTS = {
     "deadlock": "barriers in branches, and what the waiting threads wait for",
     "livelock": "the condition of the loop, the parity of the mbarrier, who should set the flag",
     "fence.proxy.async": "the store before the copy: a fence.proxy.async must follow it",
+    "asynchronous copy": "the wait (cp.async.wait_group, mbarrier) and the barrier after it",
     "read of shared": "the code that should have filled this part of the array",
 }
 

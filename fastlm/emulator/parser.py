@@ -23,7 +23,7 @@ from .types import type_bytes
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
 _LABEL = re.compile(r"([\w$%]+)\s*:(?!:)")
 _TABLE = re.compile(r"\s*\.(?:callprototype|branchtargets|calltargets)\b")
-_LOC = re.compile(r"\.loc\s+(\d+)\s+(\d+)[^\n]*")
+_LOC = re.compile(r"\.loc\s+(\d+)\s+(\d+)(?:[^\n]*?inlined_at\s+(\d+)\s+(\d+))?[^\n]*")
 _FILE = re.compile(r'\.file\s+(\d+)\s+"([^"]*)"[^\n]*')
 _HEADER = re.compile(r"(?m)^[ \t]*\.(?:version|target|address_size)\b[^\n]*$")
 _SECTION = re.compile(r"\.section\b[^{]*\{.*?\n\s*\}", re.S)
@@ -162,7 +162,8 @@ def _parse_body(text, position):
 def _parse_statement(text, position):
     match = _LOC.match(text.text, position)
     if match:
-        return Location(int(match.group(1)), int(match.group(2))), match.end()
+        file, line, *outer = (int(n) for n in match.groups() if n)
+        return Location(file, line, tuple(outer) or None), match.end()
     match = _LABEL.match(text.text, position)
     if match and not _TABLE.match(text.text, match.end()):
         return Label(match.group(1)), match.end()

@@ -45,10 +45,11 @@ class CallPrototype:
 
 @dataclass
 class Location:
-    """`.loc`: the source line of what follows."""
+    """`.loc`: the source line of what follows, and the line it was inlined at, if it was."""
 
     file: int
     line: int
+    inlined_at: tuple[int, int] | None = None
 
 
 @dataclass

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import torch
 
-from fastlm.generation.streamers import TextStreamer
-from fastlm.models import GPT2LMHeadModel
-from fastlm.tokenizer import GPT2Tokenizer
-from fastlm.training.checkpoint import newest
+from ..models import GPT2LMHeadModel
+from ..text import read_text
+from ..tokenizer import GPT2Tokenizer
+from ..training.checkpoint import newest
+from .streamers import TextStreamer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -79,4 +80,4 @@ def run(args: Namespace) -> int:
 def _prompt(text: str) -> str:
     if not text.startswith("FILE:"):
         return text
-    return Path(text.removeprefix("FILE:")).read_text(encoding="utf-8")
+    return read_text(Path(text.removeprefix("FILE:")))

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from fastlm.generation.cache import KVCache
-from fastlm.generation.options import Options, prompt_mask
-from fastlm.generation.sampling import draw, filter_logits
-from fastlm.generation.streamers import Streamer
+from .cache import KVCache
+from .options import Options, prompt_mask
+from .sampling import draw, filter_logits
+from .streamers import Streamer
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """The models: one file per family."""
 
-from fastlm.models.gpt2 import GPT2LMHeadModel, GPT2Model
-from fastlm.models.gpt2_config import GPT2Config
+from .gpt2 import GPT2LMHeadModel, GPT2Model
+from .gpt2_config import GPT2Config
 
 __all__ = ["GPT2Config", "GPT2LMHeadModel", "GPT2Model"]

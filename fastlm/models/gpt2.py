@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastlm import ops
-from fastlm.generation import KVCache, generate
-from fastlm.models.gpt2_config import GELUS, GPT2Config
-from fastlm.models.inputs import (
+from .. import ops
+from ..generation import KVCache, generate
+from .gpt2_config import GELUS, GPT2Config
+from .inputs import (
     check_labels,
     check_length,
     check_mask,
@@ -28,8 +28,8 @@ from fastlm.models.inputs import (
     reorder,
     restore_order,
 )
-from fastlm.models.outputs import CausalLMOutput, TrunkOutput
-from fastlm.models.pretrained import PreTrainedModel
+from .outputs import CausalLMOutput, TrunkOutput
+from .pretrained import PreTrainedModel
 
 
 class Conv1D(nn.Module):

@@ -7,7 +7,7 @@ attention mask at all. A row padded otherwise is brought into that order and put
 import torch
 from torch import Tensor
 
-from fastlm.generation.cache import KVCache
+from ..generation.cache import KVCache
 
 
 def check_tokens(input_ids: Tensor | None, inputs_embeds: Tensor | None, config) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastlm.generation.cache import KVCache
+from ..generation.cache import KVCache
 
 
 class ModelOutput:

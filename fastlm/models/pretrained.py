@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fastlm import checkpoint
+from .. import checkpoint
 
 
 class PreTrainedModel(nn.Module):

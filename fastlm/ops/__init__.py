@@ -1,27 +1,42 @@
-"""Fused operations with gradients. Each file holds one, in five parts: implementation, schema, fake, autograd, public."""
+"""Fused operations with gradients. Each file holds one, in five parts: implementation, schema,
+fake, autograd, public.
+"""
 
 import inspect
 
 from torch import Tensor
 
-# The functions that share a name with their file are imported last, over the submodules of that name.
+# The functions that share a name with their file are imported last, over the submodules of that
+# name.
 from . import attention as _attention
+from . import attention_with_kvcache as _attention_with_kvcache
 from . import cross_entropy as _cross_entropy
 from . import dropout as _dropout
 from . import gelu as _gelu
 from . import layer_norm as _layer_norm
+from . import scaled_dot_product_attention as _scaled_dot_product_attention
 
 _FORMS = {
     function.__name__: (function, form)
-    for module in (_attention, _cross_entropy, _dropout, _gelu, _layer_norm)
+    for module in (
+        _attention,
+        _attention_with_kvcache,
+        _cross_entropy,
+        _dropout,
+        _gelu,
+        _layer_norm,
+        _scaled_dot_product_attention,
+    )
     for function, form in module.FORMS.items()
 }
 
-from .attention import attention, attention_with_kvcache, scaled_dot_product_attention  # noqa: E402
+from .attention import attention  # noqa: E402
+from .attention_with_kvcache import attention_with_kvcache  # noqa: E402
 from .cross_entropy import cross_entropy  # noqa: E402
 from .dropout import dropout  # noqa: E402
 from .gelu import gelu  # noqa: E402
 from .layer_norm import add_layer_norm, layer_norm  # noqa: E402
+from .scaled_dot_product_attention import scaled_dot_product_attention  # noqa: E402
 
 __all__ = [
     "add_layer_norm",

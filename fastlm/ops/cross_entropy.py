@@ -18,7 +18,8 @@ def _forward(
     loss, lse = statistics_like(logits, target.shape), statistics_like(logits, target.shape)
     dlogits = None if dloss is None else memory.empty_like(logits)
     kernels.cross_entropy_forward(
-        loss, lse, dlogits, logits, target, weight, ignore_index, label_smoothing, lse_square_scale, softcap,
+        loss, lse, dlogits, logits, target, weight,
+        ignore_index, label_smoothing, lse_square_scale, softcap,
         0.0 if dloss is None else dloss, where(logits),
     )  # fmt: skip
     return loss, lse, logits.new_empty(0) if dlogits is None else dlogits
@@ -45,6 +46,7 @@ def _reference_in_place(dloss, logits, *arguments):
 # ---- schema and fake ----
 
 _OPTIONS = "int ignore_index, float label_smoothing, float lse_square_scale, float softcap"
+_ROWS = "Tensor target, Tensor? weight, Tensor lse"
 
 cross_entropy_forward = define(
     "cross_entropy_forward",
@@ -56,14 +58,14 @@ cross_entropy_forward = define(
 )
 cross_entropy_backward = define(
     "cross_entropy_backward",
-    f"(Tensor dloss, Tensor logits, Tensor target, Tensor? weight, Tensor lse, {_OPTIONS}, str backend) -> Tensor",
+    f"(Tensor dloss, Tensor logits, {_ROWS}, {_OPTIONS}, str backend) -> Tensor",
     op="cross_entropy",
     reference=reference.cross_entropy_backward,
     native=_backward,
 )
 cross_entropy_backward_ = define(
     "cross_entropy_backward_",
-    f"(Tensor dloss, Tensor(a!) logits, Tensor target, Tensor? weight, Tensor lse, {_OPTIONS}, str backend) -> ()",
+    f"(Tensor dloss, Tensor(a!) logits, {_ROWS}, {_OPTIONS}, str backend) -> ()",
     op="cross_entropy",
     reference=_reference_in_place,
     native=_backward_in_place,
@@ -98,8 +100,8 @@ class _CrossEntropy(torch.autograd.Function):
 class _ReducedCrossEntropy(torch.autograd.Function):
     """factor * sum of the rows' losses, and its gradient in the same sweep.
 
-    The gradient is handed over by the first backward, scaled where the loss was; a second one (retain_graph)
-    computes it again.
+    The gradient is handed over by the first backward, scaled where the loss was; a second one
+    (retain_graph) computes it again.
     """
 
     @staticmethod
@@ -148,15 +150,20 @@ def cross_entropy(
     """torch.nn.functional.cross_entropy on fastlm's kernels.
 
     Args:
-        input: logits, (classes), (rows, classes) or (rows, classes, d1, ...); float32, bfloat16 or float64.
-        target: int64 class indices of input's shape without classes; or probabilities of input's shape (reference).
+        input: logits, (classes), (rows, classes) or (rows, classes, d1, ...); float32, bfloat16 or
+            float64.
+        target: int64 class indices of input's shape without classes; or probabilities of input's
+            shape (reference).
         weight: (classes) or None. ignore_index, label_smoothing, reduction: as for torch.
-        lse_square_scale: adds this times logsumexp^2 to every row's loss (the z-loss of PaLM, Chowdhery et al. 2022).
+        lse_square_scale: adds this times logsumexp^2 to every row's loss (the z-loss of PaLM,
+            Chowdhery et al. 2022).
         softcap: logits are softcap * tanh(logits / softcap) first (Gemma 2, 2024); None for none.
-        inplace_backward: backward writes the gradient over the logits, which must not be read after it.
-    Returns: the loss, float32 whatever the logits' dtype (float64 for float64); rows are 0 where ignored.
-    Raises: IndexError for a target outside the classes, ValueError for shapes that do not fit or an unknown
-        reduction. The second derivative is refused.
+        inplace_backward: backward writes the gradient over the logits, which must not be read after
+            it.
+    Returns: the loss, float32 whatever the logits' dtype (float64 for float64); rows are 0 where
+        ignored.
+    Raises: IndexError for a target outside the classes, ValueError for shapes that do not fit or an
+        unknown reduction. The second derivative is refused.
     """
     if size_average is not None or reduce is not None:
         reduction = torch.nn._reduction.legacy_get_string(size_average, reduce)
@@ -191,7 +198,9 @@ def cross_entropy(
 
 
 def _gradient_now(logits: Tensor, inplace_backward: bool) -> bool:
-    """Whether forward may write the gradient. It needs the denominator's value, which would break a graph or wait for a device."""
+    """Whether forward may write the gradient. It needs the denominator's value, which would break a
+    graph or wait for a device.
+    """
     free_to_look = logits.device.type == "cpu" and not torch.compiler.is_compiling()
     return (
         free_to_look and logits.requires_grad and torch.is_grad_enabled() and not inplace_backward
@@ -205,7 +214,8 @@ def _as_rows(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     batch = input.shape[:1] + input.shape[2:] if input.dim() > 1 else input.shape[:0]
     if target.shape != batch:
         raise ValueError(
-            f"cross_entropy: target: expected shape {tuple(batch)} for input {tuple(input.shape)}, got {tuple(target.shape)}"
+            f"cross_entropy: target: expected shape {tuple(batch)} for input {tuple(input.shape)}, "
+            f"got {tuple(target.shape)}"
         )
     if target.dtype not in (torch.int64, torch.int32, torch.uint8):
         raise RuntimeError(
@@ -219,7 +229,8 @@ def _as_rows(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 def _checked_weight(weight: Tensor, logits: Tensor) -> Tensor:
     if weight.shape != logits.shape[1:]:
         raise RuntimeError(
-            f"cross_entropy: weight: expected shape {tuple(logits.shape[1:])}, got {tuple(weight.shape)}"
+            f"cross_entropy: weight: expected shape {tuple(logits.shape[1:])}, "
+            f"got {tuple(weight.shape)}"
         )
     return weight
 

@@ -13,8 +13,9 @@ _library = torch.library.Library("fastlm", "DEF")
 def define(name: str, schema: str, *, op: str, reference: Callable, native: Callable) -> Callable:
     """Register fastlm::<name> and return it.
 
-    `schema` ends in `str backend`. Backend "torch" runs `reference`, which is also the fake kernel; every other runs
-    `native(module, *arguments)`, which allocates the results and calls the function of the module that op's table names.
+    `schema` ends in `str backend`. Backend "torch" runs `reference`, which is also the fake kernel;
+    every other runs `native(module, *arguments)`, which allocates the results and calls the
+    function of the module that op's table names.
     """
     _library.define(f"{name}{schema}")
 
@@ -33,7 +34,9 @@ def define(name: str, schema: str, *, op: str, reference: Callable, native: Call
 
 
 def draw_seed(device: torch.device) -> Tensor:
-    """A seed for Philox from torch's generator, so that torch.manual_seed and saved RNG states cover dropout."""
+    """A seed for Philox from torch's generator, so that torch.manual_seed and saved RNG states
+    cover dropout.
+    """
     return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
 
 
@@ -50,7 +53,9 @@ def statistics_like(x: Tensor, shape) -> Tensor:
 
 
 def parameter_form(x: Tensor, *parameters: Tensor | None) -> str | None:
-    """What keeps a call from the kernels: parameters of several dtypes, or of one that is neither x's nor the statistics'."""
+    """What keeps a call from the kernels: parameters of several dtypes, or of one that is neither
+    x's nor the statistics'.
+    """
     dtypes = {p.dtype for p in parameters if p is not None}
     accepted = {x.dtype, torch.float64 if x.dtype == torch.float64 else torch.float32}
     if len(dtypes) > 1 or not dtypes <= accepted:

@@ -1,4 +1,6 @@
-"""Dropout (Srivastava et al. 2014) whose mask is never stored: Philox gives it again in backward."""
+"""Dropout (Srivastava et al. 2014) whose mask is never stored: Philox gives it again in
+backward.
+"""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,6 @@
-"""GELU (Hendrycks and Gimpel 2016), exact and in the tanh form of GPT-2, with the bias before it fused."""
+"""GELU (Hendrycks and Gimpel 2016), exact and in the tanh form of GPT-2, with the bias before it
+fused.
+"""
 
 import torch
 from torch import Tensor

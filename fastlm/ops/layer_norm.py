@@ -1,4 +1,6 @@
-"""Layer normalisation (Ba, Kiros, Hinton 2016), alone and fused with the residual addition before it."""
+"""Layer normalisation (Ba, Kiros, Hinton 2016), alone and fused with the residual addition before
+it.
+"""
 
 import torch
 from torch import Tensor
@@ -78,7 +80,8 @@ layer_norm_backward = define(
 )
 add_layer_norm_forward = define(
     "add_layer_norm_forward",
-    "(Tensor x, Tensor residual, Tensor? weight, Tensor? bias, Tensor? seed, float eps, float dropout_p,"
+    "(Tensor x, Tensor residual, Tensor? weight, Tensor? bias, Tensor? seed, float eps,"
+    " float dropout_p,"
     " str backend) -> (Tensor, Tensor, Tensor, Tensor)",
     op="add_layer_norm",
     reference=reference.add_layer_norm_forward,
@@ -86,7 +89,8 @@ add_layer_norm_forward = define(
 )
 add_layer_norm_backward = define(
     "add_layer_norm_backward",
-    "(Tensor dy, Tensor? dresidual_out, Tensor residual_out, Tensor? weight, Tensor? bias, Tensor mean,"
+    "(Tensor dy, Tensor? dresidual_out, Tensor residual_out, Tensor? weight, Tensor? bias,"
+    " Tensor mean,"
     " Tensor rstd, Tensor? seed, float dropout_p, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
     op="add_layer_norm",
     reference=reference.add_layer_norm_backward,
@@ -163,14 +167,16 @@ def layer_norm(
     Args:
         input: (*, *normalized_shape), float32, bfloat16 or float64 (others run on the reference).
         normalized_shape: an int or the sizes of the dimensions to normalise over, as for torch.
-        weight, bias: of normalized_shape and input's dtype, or float32 under a narrower input; or None.
+        weight, bias: of normalized_shape and input's dtype, or float32 under a narrower input; or
+            None.
     Returns: like input. Statistics are float32 (float64 for float64).
     Raises: RuntimeError where shapes do not fit, as torch does.
     """
     sizes = [normalized_shape] if isinstance(normalized_shape, int) else list(normalized_shape)
     if not sizes or list(input.shape[-len(sizes) :]) != sizes:
         raise RuntimeError(
-            f"layer_norm: normalized_shape: expected the last dimensions of input {tuple(input.shape)}, got {sizes}"
+            "layer_norm: normalized_shape: expected the last dimensions of input "
+            f"{tuple(input.shape)}, got {sizes}"
         )
     _check_parameters("layer_norm", sizes, weight, bias)
     backend = choose("layer_norm", input, _form(input, normalized_shape, weight, bias))
@@ -189,15 +195,18 @@ def add_layer_norm(
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """residual_out = dropout(x) + residual; y = layer_norm(residual_out) over the last dimension, in one pass.
+    """residual_out = dropout(x) + residual; y = layer_norm(residual_out) over the last dimension,
+    in one pass.
 
     Args:
         x, residual: (*, cols), of one dtype. weight, bias: (cols), or None.
         dropout_p: probability of dropping an element of x; 0 when not training.
-        seed: int64 tensor of one element for Philox; None draws one from torch's generator. The mask depends on it
-            and on an element's place alone: it is the same in backward, on every device and with any number of threads.
+        seed: int64 tensor of one element for Philox; None draws one from torch's generator. The
+            mask depends on it and on an element's place alone: it is the same in backward, on every
+            device and with any number of threads.
     Returns: (y, residual_out).
-    Raises: RuntimeError where shapes or dtypes do not fit, ValueError for a dropout_p outside 0 to 1.
+    Raises: RuntimeError where shapes or dtypes do not fit, ValueError for a dropout_p outside 0 to
+        1.
     """
     if x.shape != residual.shape or x.dtype != residual.dtype:
         raise RuntimeError(

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fastlm.checkpoint import CheckpointError, replacing
+from ..checkpoint import CheckpointError, replacing
 
 STATE = "training_state.pt"
 

@@ -2,19 +2,21 @@
 
 import json
 from argparse import SUPPRESS, ArgumentParser, Namespace
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-from fastlm.checkpoint import write_text
-from fastlm.models import GPT2Config, GPT2LMHeadModel
-from fastlm.tokenizer import GPT2Tokenizer
-from fastlm.training import checkpoint
-from fastlm.training.config import TrainingConfig, setting
-from fastlm.training.data import TokenData, tokenize, training_texts
-from fastlm.training.distributed import World
-from fastlm.training.log import can_plot
-from fastlm.training.loop import Trainer
-from fastlm.training.text import find_files
+import torch
+
+from ..checkpoint import write_text
+from ..models import GPT2Config, GPT2LMHeadModel
+from ..text import find_files
+from ..tokenizer import GPT2Tokenizer
+from . import checkpoint
+from .config import TrainingConfig, setting
+from .data import TokenData, tokenize, training_texts
+from .distributed import World
+from .log import can_plot
+from .loop import Trainer
 
 SETTINGS = "run.json"
 
@@ -51,7 +53,6 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     for owner in (ModelSettings, TrainingConfig):
         for field in fields(owner):
-            assert field.default is not MISSING
             shown = f" ({field.default})" if field.default != "" else ""
             parser.add_argument(
                 f"--{field.name.replace('_', '-')}",
@@ -90,15 +91,16 @@ def start(given: dict) -> Trainer:
     }
     if not settings.get("data"):
         raise ValueError("train: data: got nothing, accepted are text files and folders")
-    what, how = _take(ModelSettings, settings), TrainingConfig.from_dict(settings)
+    settings["data"] = [str(Path(path).absolute()) for path in settings["data"]]
+    what, how = _take(ModelSettings, settings), _take(TrainingConfig, settings)
     world = World.join(how.device)
-    if world.leads:
-        write_text(out_dir / SETTINGS, json.dumps(settings, indent=2) + "\n")
     origin = previous[-1] if previous else Path(what.init_from) if what.init_from else None
     tokenizer, data = _prepare(what, settings["data"], out_dir, origin, world)
     trainer = Trainer(_model(what, how, tokenizer, origin), tokenizer, data, how, out_dir, world)
     if previous:
         trainer.restore(previous[-1])
+    if world.leads:
+        write_text(out_dir / SETTINGS, json.dumps(settings, indent=2) + "\n")
     return trainer
 
 
@@ -153,8 +155,6 @@ def _prepare(
 def _model(
     what: ModelSettings, how: TrainingConfig, tokenizer: GPT2Tokenizer, origin: Path | None
 ) -> GPT2LMHeadModel:
-    import torch
-
     if origin is not None:
         # Whatever precision the file has, training keeps its weights in float32.
         return GPT2LMHeadModel.from_pretrained(origin, dtype=torch.float32)

@@ -1,6 +1,6 @@
 """Every setting of a training run; the command line's flags are made from these fields."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -63,8 +63,3 @@ class TrainingConfig:
     def _require(self, name: str, holds: bool, accepted: str) -> None:
         if not holds:
             raise ValueError(f"train: {name}: got {getattr(self, name)!r}, accepted is {accepted}")
-
-    @classmethod
-    def from_dict(cls, settings: dict) -> "TrainingConfig":
-        """Takes the fields it has, and passes the rest over."""
-        return cls(**{f.name: settings[f.name] for f in fields(cls) if f.name in settings})

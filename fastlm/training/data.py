@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastlm.checkpoint import write_text
-from fastlm.tokenizer import GPT2Tokenizer
-from fastlm.training.text import TextError, documents, split
+from ..checkpoint import write_text
+from ..text import TextError, documents, split
+from ..tokenizer import GPT2Tokenizer
 
 DOCUMENTS_AT_ONCE = 64  # tokenised in parallel
 

@@ -10,11 +10,11 @@ import sysconfig
 from pathlib import Path
 from pydoc_data import topics
 
-from fastlm.checkpoint import write_text
-from fastlm.training import checkpoint
-from fastlm.training.bigram import Bigram
-from fastlm.training.command import start
-from fastlm.training.log import can_plot
+from ..checkpoint import write_text
+from . import checkpoint
+from .bigram import Bigram
+from .command import start
+from .log import can_plot
 
 # About four minutes on two cores; one pass over the text.
 SETTINGS = {

@@ -22,6 +22,8 @@ class World:
         """Joins torchrun's processes, where there are any (it sets RANK and WORLD_SIZE)."""
         if "RANK" not in os.environ:
             return cls()
+        if device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         if not dist.is_initialized():
             dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
         return cls(dist.get_rank(), dist.get_world_size())
@@ -53,5 +55,11 @@ class World:
             dist.barrier()
 
     def leave(self) -> None:
+        """Ends the group, once every process is here.
+
+        The wait matters: gloo's threads need the interpreter's lock to drop the last exchange's
+        tensors, and a process that ends at once may hold it while it waits for them.
+        """
+        self.wait()
         if self.size > 1:
             dist.destroy_process_group()

@@ -5,7 +5,7 @@ import io
 from importlib.util import find_spec
 from pathlib import Path
 
-from fastlm.checkpoint import replacing, write_text
+from ..checkpoint import replacing, write_text
 
 COLUMNS = (
     "step",

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastlm.models import GPT2LMHeadModel
-from fastlm.tokenizer import GPT2Tokenizer
-from fastlm.training import checkpoint, log
-from fastlm.training.config import TrainingConfig
-from fastlm.training.data import TokenData, Windows, validation_batches
-from fastlm.training.distributed import World
-from fastlm.training.memory import keep_freed_memory
-from fastlm.training.optimizer import learning_rate, make_optimizer, set_learning_rate
-from fastlm.training.signals import stop_on_signal
+from ..models import GPT2LMHeadModel
+from ..tokenizer import GPT2Tokenizer
+from . import checkpoint, log
+from .config import TrainingConfig
+from .data import TokenData, Windows, validation_batches
+from .distributed import World
+from .memory import keep_freed_memory
+from .optimizer import learning_rate, make_optimizer, set_learning_rate
+from .signals import stop_on_signal
 
 LOG_EVERY = 10  # steps; reading a loss waits for the device
 SAMPLE_TOKENS = 80
@@ -59,6 +59,12 @@ class Trainer:
     def restore(self, folder: Path) -> None:
         """Takes up the state that `save` wrote to `folder`; the caller loads the weights."""
         state = checkpoint.load_state(folder)
+        if state["tokens"] != len(self.data.train):
+            raise ValueError(
+                f"train: {folder} was trained on {state['tokens']} tokens, now the text gives "
+                f"{len(self.data.train)}: it has changed, so the run cannot go on; start another "
+                "with --init-from"
+            )
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.position = state["step"], state["position"]
         self.seconds = state["seconds"]
@@ -69,6 +75,7 @@ class Trainer:
             "step": self.step,
             "position": self.position,
             "seconds": self.seconds,
+            "tokens": len(self.data.train),
         }
         return checkpoint.save(
             self.out_dir, self.step, self.model, self.tokenizer, state, self.config.keep
@@ -90,7 +97,7 @@ class Trainer:
                 stopped = self.world.sum(stop.requested, self.device) > 0
                 last = stopped or self.step == self.config.steps
                 if self.step % LOG_EVERY == 0 or last or self._due("eval_every"):
-                    self._record(bar, records, losses, norm, mark, last)
+                    self._record(bar, records, losses, norm, mark)
                     losses, mark = [], (time.perf_counter(), self.position)
                 if self.world.leads and (last or self._due("save_every")):
                     self.save()
@@ -139,9 +146,10 @@ class Trainer:
 
     def sample(self, tokens: int = SAMPLE_TOKENS) -> str:
         """A continuation of config.sample_prompt, from the same draws each time, to compare."""
-        prompt = self.tokenizer.encode(self.config.sample_prompt) or [self.tokenizer.eos_token_id]
-        ids = torch.tensor([prompt], device=self.device)
-        tokens = min(tokens, self.model.config.n_positions - len(prompt))
+        room = self.model.config.n_positions
+        prompt = self.tokenizer.encode(self.config.sample_prompt)[: room - 1]
+        ids = torch.tensor([prompt or [self.tokenizer.bos_token_id]], device=self.device)
+        tokens = min(tokens, room - ids.shape[1])
         output = self.model.generate(
             ids, max_new_tokens=tokens, do_sample=True, temperature=0.8, seed=self.config.seed
         )
@@ -186,7 +194,7 @@ class Trainer:
             dynamic_ncols=True,
         )
 
-    def _record(self, bar, records, losses, norm, mark, last) -> None:
+    def _record(self, bar, records, losses, norm, mark) -> None:
         """Reads the losses since the last record, and shows and writes what is due."""
         began, position = mark
         train_loss = torch.stack(losses).mean().item()
@@ -195,7 +203,7 @@ class Trainer:
         self.seconds += elapsed
         if not self.world.leads:
             return
-        validation = self._evaluate_if_due(last)
+        validation = self._evaluate_if_due()
         records.write(
             step=self.step,
             tokens=self.position * self.config.seq_len,
@@ -213,10 +221,9 @@ class Trainer:
         if self._due("sample_every"):
             self._show_sample(bar)
 
-    def _evaluate_if_due(self, last: bool) -> str:
-        if len(self.data.validation) <= self.config.seq_len:
-            return ""
-        if not (last or self._due("eval_every")):
+    def _evaluate_if_due(self) -> str:
+        due = self._due("eval_every") or self.step == self.config.steps
+        if not due or len(self.data.validation) <= self.config.seq_len:
             return ""
         return f"{self.evaluate(self.config.eval_batches):.6f}"
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from fastlm.training.config import TrainingConfig
+from .config import TrainingConfig
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:

@@ -29,7 +29,7 @@ void copy_async(Thread& t, uint32_t site, uint64_t destination, uint64_t source,
     observe(t, site, kGlobal, source, source_bytes, kRead);
   }
   // A reader of the old data races with this write as soon as it is issued.
-  observe(t, site, kShared, destination, bytes, kWrite);
+  observe(t, site, kShared, destination, bytes, kWrite | kInFlight);
   const AsyncCopy copy{uint32_t(destination), bytes, source_bytes, site, source};
   if (request_of(t).late_copies) std::memset(t.block->shared + destination, 0xff, bytes);
   else land(t, copy);
@@ -50,6 +50,7 @@ void wait_copies(Thread& t, uint32_t groups_left) {
   for (uint32_t i = 0; i < end; ++i) {
     // A reader that did not wait for this thread's wait_group races with this write.
     observe(t, copies[i].site, kShared, copies[i].destination, copies[i].bytes, kWrite);
+    observe_landing(t, copies[i].destination, copies[i].bytes);
     if (request_of(t).late_copies) land(t, copies[i]);
   }
   copies.erase(copies.begin(), copies.begin() + end);

@@ -7,7 +7,7 @@
 namespace emulator {
 namespace {
 
-enum ByteState : uint8_t { kOutside, kUnwritten, kWritten };
+enum ByteState : uint8_t { kOutside, kUnwritten, kWritten, kCopying };
 constexpr uint64_t kPageBytes = 4096, kGranuleBytes = 2;
 
 std::string describe(const Record& record, uint32_t own_block, const BlockState& block) {
@@ -36,6 +36,15 @@ void observe(Thread& thread, uint32_t site, Space space, uint64_t address, uint3
   ThreadState& t = state(thread);
   if (Observer* observer = t.home->launch->observer.get())
     observer->access(t, site, space, address, bytes, access);
+}
+
+void observe_landing(Thread& t, uint32_t offset, uint32_t bytes) {
+  BlockState& block = block_of(t);
+  if (Observer* observer = block.launch->observer.get()) observer->land(block, offset, bytes);
+}
+
+void Observer::land(BlockState& block, uint32_t offset, uint32_t bytes) {
+  std::fill_n(blocks_[block.number].byte_states.begin() + offset, bytes, kWritten);
 }
 
 void Observer::start_block(BlockState& block) {
@@ -77,7 +86,10 @@ void Observer::check_initialized(ThreadState& t, BlockTrace& trace, uint32_t sit
     if ((access & kRead) && byte == kUnwritten && request_.detect_uninitialized)
       fail(t, site, "read of shared memory that nobody has written: offset %llu, %u bytes",
            static_cast<unsigned long long>(offset), bytes);
-    if (access & kWrite) byte = kWritten;
+    if ((access & kRead) && byte == kCopying)
+      fail(t, site, "read of shared memory that an asynchronous copy is still to fill: offset %llu, "
+           "%u bytes", static_cast<unsigned long long>(offset), bytes);
+    if (access & kWrite) byte = access & kInFlight ? kCopying : kWritten;
   }
 }
 
@@ -169,7 +181,7 @@ void Observer::synchronize(ThreadState& t, uint64_t address, uint32_t access) {
   const uint64_t own = t.home->number;
   const bool block_scope = access & kBlockScope;
   const bool plain = !(access & (kAcquire | kRelease)) && t.block_fence.threads.empty();
-  if (plain && !published_.contains(address)) return;  // neither brings nor takes an edge
+  if (plain && !published_.count(address)) return;  // neither brings nor takes an edge
   Published& gpu = published_[address];
   Published& local = published_in_block_[{address, own}];
   if (access & kRead) {

@@ -28,6 +28,7 @@ class Observer {
   explicit Observer(const Request& request) : request_(request) {}
   void start_block(BlockState&);
   void finish_block(BlockState&);  // folds the block's requests into the counters
+  void land(BlockState&, uint32_t offset, uint32_t bytes);
   // Threads may store one value together; called before another thread runs, this checks that the
   // stores which looked like that did not change anything.
   void settle(ThreadState&);

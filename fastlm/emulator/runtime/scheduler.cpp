@@ -168,13 +168,17 @@ ThreadState* Worker::pick_in(BlockState& candidate) {
 }
 
 bool Worker::start_block() {
-  if (resident.size() >= launch.request.resident) return false;
-  const uint64_t turn = launch.next.fetch_add(1);
-  if (turn >= launch.order.size()) return false;
+  if (resident.size() >= launch.request.resident || launch.next >= launch.order.size()) return false;
   if (idle.empty()) {
     const uint32_t* size = launch.request.block;
-    idle.push_back(std::make_unique<BlockState>(*this, launch, size[0] * size[1] * size[2]));
+    try {
+      idle.push_back(std::make_unique<BlockState>(*this, launch, size[0] * size[1] * size[2]));
+    } catch (const std::bad_alloc&) {
+      return false;  // no stacks for another resident block; the first one always fits
+    }
   }
+  const uint64_t turn = launch.next.fetch_add(1);
+  if (turn >= launch.order.size()) return false;
   resident.push_back(std::move(idle.back()));
   idle.pop_back();
   resident.back()->start(launch.order[turn]);

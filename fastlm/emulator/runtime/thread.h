@@ -14,7 +14,7 @@ struct Range {
   uint64_t begin, bytes;
 };
 constexpr int kRanges = 256;
-constexpr uint64_t kStackBytes = 256 * 1024;  // of one thread: its local memory and its calls
+constexpr uint64_t kStackBytes = 512 * 1024;  // of one thread: its local memory and its calls
 
 // How an instruction touches memory. Strong accesses (volatile, relaxed, atomic) do not race with
 // each other; acquire and release also order the accesses around them.
@@ -27,6 +27,7 @@ enum Access : uint32_t {
   kBlockScope = 32,  // .cta: orders threads of one block only
   kMatrix = 64,      // a row of ldmatrix or stmatrix
   kUnrecorded = 128,  // checked against earlier accesses, not remembered for later ones
+  kInFlight = 256,    // the data is still to come: nobody may read it before observe_landing
 };
 enum Space : uint32_t { kGlobal, kShared, kLocal };
 
@@ -62,6 +63,8 @@ void search_ranges(Thread&, uint32_t site, uint64_t address, uint32_t bytes, uin
                    uint8_t& hint);
 // Counters, races and initialisation; called by kernels compiled with EMULATOR_TRACED.
 void observe(Thread&, uint32_t site, Space, uint64_t address, uint32_t bytes, uint32_t access);
+// The data of a copy that was observed as kInFlight has arrived.
+void observe_landing(Thread&, uint32_t offset, uint32_t bytes);
 // Marks bytes written through the generic proxy: wgmma and TMA may not read them before a fence.
 void mark_generic_write(Thread&, uint32_t offset, uint32_t bytes);
 

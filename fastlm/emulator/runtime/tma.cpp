@@ -97,13 +97,15 @@ void move(Thread& t, const BulkCopy& copy) {
 
 void finish_load(Thread& t, const BulkCopy& copy) {
   move(t, copy);
+  observe_landing(t, copy.shared, copy.bytes);
   mbarrier_complete(t, copy.site, copy.mbarrier, copy.bytes);
 }
 
 void start(Thread& t, BulkCopy copy) {
   if (uint64_t(copy.shared) + copy.bytes > t.block->shared_bytes)
     fail_bounds(t, copy.site, kShared, copy.shared, copy.bytes, copy.to_shared ? kWrite : kRead);
-  observe(t, copy.site, kShared, copy.shared, copy.bytes, copy.to_shared ? kWrite : kRead);
+  const uint32_t access = copy.to_shared ? kWrite | kInFlight : kRead;
+  observe(t, copy.site, kShared, copy.shared, copy.bytes, access);
   AsyncEngine& engine = *block_of(t).engine;
   const bool late = request_of(t).late_copies;
   if (!copy.to_shared) {

@@ -151,10 +151,19 @@ def source_lines(module):
         here = None
         for statement in function.body or []:
             if isinstance(statement, Location) and statement.line:
-                here = f"{module.files.get(statement.file, '?')}:{statement.line}"
+                here = _place(module, statement)
             elif isinstance(statement, Instruction) and here:
                 lines[statement.line] = here
     return lines
+
+
+def _place(module, location):
+    """A line inlined from another file, such as __syncwarp, is named by the line that called it."""
+    inner = f"{module.files.get(location.file, '?')}:{location.line}"
+    if location.inlined_at is None or location.inlined_at[0] == location.file:
+        return inner
+    file, line = location.inlined_at
+    return f"{module.files.get(file, '?')}:{line}, from {inner.rpartition('/')[2]}"
 
 
 def uses_async_proxy(module):

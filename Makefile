@@ -1,0 +1,48 @@
+# Two commands do everything: `make demo` and `make test`. The environment is made in .venv, once.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+TORCH ?= torch==2.13.0
+SOURCES = setup.py pyproject.toml $(wildcard csrc/*.h csrc/*/*)
+
+.PHONY: install demo test mutate lint bench gpu clean
+
+install: $(VENV)/installed
+
+# torch first and on its own: what follows then takes the one that is there.
+$(VENV)/installed: $(SOURCES)
+	$(PYTHON) -m venv $(VENV) || { echo "make: $(PYTHON) -m venv failed: on Debian, apt install python3-venv python3-dev g++"; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[train,test,bench,lint]"
+	touch $@
+
+demo: install
+	$(BIN)/python -m fastlm.training.demo
+	$(BIN)/python -m benchmarks --quick
+
+test: install
+	$(BIN)/python -m pytest
+
+# Breaks one constant per kernel and expects the tests to see it; about six minutes.
+mutate: install
+	$(BIN)/python tests/mutate.py
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
+
+bench: install
+	$(BIN)/python -m benchmarks
+
+# On a machine with CUDA: build there, test, measure, everything into out/gpu. Uses the Python that is active.
+gpu:
+	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
+	mkdir -p out/gpu
+	$(PYTHON) -m fastlm info | tee out/gpu/info.txt
+	$(PYTHON) -m pytest --junitxml=out/gpu/tests.xml
+
+clean:
+	rm -rf build dist out $(VENV) fastlm/*.so fastlm.egg-info

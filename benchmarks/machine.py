@@ -1,0 +1,130 @@
+"""What rows are held against: the bandwidths and the GEMM rate of the same run, the allocator, and
+the environment.
+"""
+
+import contextlib
+import ctypes
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+import fastlm
+from fastlm import _cpu, memory
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+_GLIBC_LARGEST_MMAP_THRESHOLD = (
+    32 << 20
+)  # where glibc's own adaptation stops, and freed memory leaves the process
+
+
+def _mallopt(mmap_threshold: int, trim_threshold: int) -> None:
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        raise RuntimeError("the pooled allocator of the benchmarks needs glibc's mallopt")
+    libc.mallopt(_M_MMAP_THRESHOLD, mmap_threshold)
+    libc.mallopt(_M_TRIM_THRESHOLD, trim_threshold)
+    libc.malloc_trim(0)
+
+
+@contextlib.contextmanager
+def pooled_allocator() -> Iterator[None]:
+    """torch with an allocator that keeps what is freed, so that large results pay no page
+    faults.
+    """
+    _mallopt(2**31 - 1, 2**31 - 1)
+    try:
+        yield
+    finally:
+        default_allocator()
+
+
+def default_allocator() -> None:
+    """glibc as torch finds it: blocks over 32 MB go back to the system when they are freed."""
+    _mallopt(_GLIBC_LARGEST_MMAP_THRESHOLD, 2 * _GLIBC_LARGEST_MMAP_THRESHOLD)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """One call. What it returns is freed inside the timed region: giving memory back costs time
+    too.
+    """
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def best(call: Callable[[], object], repeats: int = 9) -> float:
+    return min(seconds(call) for _ in range(repeats))
+
+
+def denominators(dtypes: tuple[torch.dtype, ...]) -> dict[str, float]:
+    """GB/s of read, copy (past the caches) and in-place traffic, and GFLOP/s of a 2048^3 torch
+    matmul per dtype.
+    """
+    count, threads = 50_000_000, torch.get_num_threads()
+    source, target = (
+        memory.empty((count,), torch.float32, torch.device("cpu")).zero_() for _ in range(2)
+    )
+    rates = {}
+    for kind, passes in (("read", 1), ("copy", 2), ("in_place", 2)):
+        elapsed = best(lambda kind=kind: _cpu.traffic(kind, target, source, threads))
+        rates[kind] = passes * 4 * count / elapsed / 1e9
+    for dtype in dtypes:
+        a = torch.randn(2048, 2048).to(dtype)
+        rates[f"gemm {name_of(dtype)}"] = 2 * 2048**3 / best(lambda a=a: a @ a) / 1e9
+    return rates
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """How far one call raises the process's resident memory, fresh memory only."""
+    memory.empty_cache()
+    default_allocator()
+    status = Path("/proc/self/status")
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+
+    def read(field: str) -> int:
+        line = next(s for s in status.read_text().splitlines() if s.startswith(field))
+        return int(line.split()[1]) * 1024
+
+    before = read("VmRSS")
+    call()
+    return max(0, read("VmHWM") - before)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [s for s in cpuinfo.read_text().splitlines() if s.startswith("model name")]
+        if names:
+            return names[0].split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def environment() -> dict[str, str]:
+    """What a reader needs to judge or repeat a run."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+        check=False,
+    )
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "processor": processor(),
+        "isa": _cpu.isa(),
+        "threads": str(torch.get_num_threads()),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "fastlm": fastlm.__version__,
+        "commit": commit.stdout.strip() or "unknown",
+        "command": "python -m benchmarks " + " ".join(sys.argv[1:]),
+    }

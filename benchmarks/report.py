@@ -1,0 +1,81 @@
+"""Results as a table for the terminal, as Markdown between the markers of README.md, and as
+JSON.
+"""
+
+import json
+from pathlib import Path
+
+from tabulate import tabulate
+
+from .harness import Result, as_json
+
+README = Path(__file__).parent.parent / "README.md"
+RESULTS = Path(__file__).parent / "results"
+BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+HEADERS = (
+    "op",
+    "shape",
+    "dtype",
+    "ours ms",
+    "of floor",
+    "torch",
+    "torch, pooled",
+    "torch.compile",
+    "error (torch's)",
+    "peak MB (torch's)",
+)
+
+
+def cells(r: Result) -> list[str]:
+    """One row; a ratio short of its goal names the goal."""
+
+    def ratio(name: str) -> str:
+        if name not in r.ratios:
+            return "-"
+        goal = r.short_of().get(name)
+        return f"{r.ratios[name]:.2f}x" + (f" (goal {goal:g})" if goal else "")
+
+    return [
+        f"{r.op} {r.phase}", r.shape, r.dtype,
+        f"{r.ours_ms:.2f} ±{50 * r.spread:.0f}%", f"{100 * r.floor_ms / r.ours_ms:.0f}%",
+        *(ratio(name) for name in ("torch", "torch, pooled", "torch.compile")),
+        f"{r.error:.0e} ({r.torch_error:.0e})", f"{r.peak_mb:.0f} ({r.torch_peak_mb:.0f})",
+    ]  # fmt: skip
+
+
+def heading(environment: dict[str, str], rates: dict[str, float]) -> str:
+    """Where and against what the rows were measured."""
+    machine = (
+        "{processor} ({isa}), {threads} threads, torch {torch}, fastlm {commit}, {date}".format(
+            **environment
+        )
+    )
+    measured = ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items())
+    return f"{machine}\nmeasured in this run: {measured} (GB/s; gemm: GFLOP/s)"
+
+
+def table(results: list[Result], style: str = "simple") -> str:
+    return tabulate([cells(r) for r in results], HEADERS, tablefmt=style)
+
+
+def document(results: list[Result], environment: dict[str, str], rates: dict[str, float]) -> dict:
+    return {"environment": environment, "rates": rates, "results": [as_json(r) for r in results]}
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Written whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def update_readme() -> None:
+    """Put the newest committed results between the markers of the README."""
+    newest = sorted(RESULTS.glob("cpu-*.json"))[-1]
+    content = json.loads(newest.read_text())
+    results = [Result(**row) for row in content["results"]]
+    text = README.read_text()
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    machine = heading(content["environment"], content["rates"]).replace("\n", "; ")
+    README.write_text(f"{before}{BEGIN}\n{machine}.\n\n{table(results, 'github')}\n{END}{after}")

@@ -1,0 +1,64 @@
+"""torch's front to `attention`: its layout, its arguments, and torch itself for its other forms."""
+
+import torch
+from torch import Tensor
+
+from ..backend import choose
+from .attention import attention
+
+# ---- public ----
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """torch.nn.functional.scaled_dot_product_attention on fastlm's kernels.
+
+    Args: as for torch; query (batch, heads, queries, head_dim), key and value alike; is_causal is
+        aligned at the top left.
+    Returns: like query. Calls with a mask or in other forms run on torch's own function; `explain`
+        says so.
+    Raises: what torch's function raises.
+    """
+    form = _form(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    if form is not None:
+        choose("attention", query, form)
+        return torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    q, k, v = (t.transpose(1, 2) for t in (query, key, value))
+    return attention(q, k, v, causal=is_causal, softmax_scale=scale, dropout_p=dropout_p).transpose(
+        1, 2
+    )
+
+
+def _form(
+    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+):
+    if attn_mask is not None:
+        return "an attention mask"
+    if not query.dim() == key.dim() == value.dim() == 4:
+        return "anything but four dimensions"
+    if (
+        query.shape[0] != key.shape[0]
+        or key.shape[:-1] != value.shape[:-1]
+        or query.shape[-1] != value.shape[-1]
+    ):
+        return "batches, lengths or head dims that differ"
+    if is_causal and query.shape[2] != key.shape[2]:
+        return "a top-left causal mask of unequal lengths"
+    if query.shape[1] != key.shape[1] and not enable_gqa:
+        return "unequal heads without enable_gqa"
+    if not 0 <= dropout_p <= 1 or query.dtype != key.dtype or query.dtype != value.dtype:
+        return "what torch refuses"
+    return None
+
+
+FORMS = {scaled_dot_product_attention: _form}

@@ -76,8 +76,7 @@ inline const int64_t* seed_of(const OptionalView& seed, double p, const char* op
   return static_cast<const int64_t*>(seed->data);
 }
 
-// ---- layer_norm
-// -------------------------------------------------------------------------------------------------
+// ---- layer_norm ----
 
 inline void add_layer_norm_forward(const TensorView& y, const OptionalView& z,
                                    const TensorView& mean, const TensorView& rstd,
@@ -161,8 +160,7 @@ inline void layer_norm_backward(const TensorView& dx, const OptionalView& dweigh
                           std::nullopt, 0.0, where);
 }
 
-// ---- gelu, dropout
-// ----------------------------------------------------------------------------------------------
+// ---- gelu, dropout ----
 
 inline void gelu_forward(const TensorView& y, const TensorView& x, const OptionalView& bias,
                          bool tanh_form, int64_t where) {
@@ -198,8 +196,7 @@ inline void dropout(const TensorView& y, const TensorView& x, const TensorView& 
   launch(p, where);
 }
 
-// ---- cross_entropy
-// ----------------------------------------------------------------------------------------------
+// ---- cross_entropy ----
 
 inline void check_rows(const TensorView& logits, const TensorView& target,
                        const OptionalView& weight) {
@@ -249,8 +246,7 @@ inline void cross_entropy_backward(const TensorView& dlogits, const TensorView& 
   launch(p, where);
 }
 
-// ---- attention
-// --------------------------------------------------------------------------------------------------
+// ---- attention ----
 
 struct AttentionOptions {  // everything of a call that is not q, k or v
   OptionalView cu_seqlens_q, cu_seqlens_k, seqlens_k, seed;

@@ -124,7 +124,8 @@ def choose(op: str, x: Tensor, form: str | None = None) -> str:
     `form` names what is special about the call ("an attention mask") where only the reference takes
     it. Raises BackendUnavailable, with every kernel's reason, where nothing can.
     """
-    wanted, reasons = forced(), []
+    wanted = forced()
+    reasons: list[str] = []
     if wanted is not None:
         _check_name(wanted)
     for kernel in KERNELS[op]:

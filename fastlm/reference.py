@@ -136,12 +136,9 @@ def cross_entropy_forward(
     safe = target.masked_fill(ignored, 0)[:, None]
     w = z.new_ones(z.shape[1]) if weight is None else weight
     hard = w[safe[:, 0]] * (lse - z.gather(1, safe)[:, 0])
-    smooth = w.sum() * lse - (z * w).sum(-1)
-    loss = (
-        (1 - label_smoothing) * hard
-        + label_smoothing / z.shape[1] * smooth
-        + lse_square_scale * lse.square()
-    )
+    loss = (1 - label_smoothing) * hard + lse_square_scale * lse.square()
+    if label_smoothing:  # else a logit of -inf would add 0 * inf
+        loss = loss + label_smoothing / z.shape[1] * (w.sum() * lse - (z * w).sum(-1))
     loss = loss.masked_fill(ignored, 0)
     if dloss is None:
         return loss, lse, logits.new_empty(0)
@@ -266,7 +263,8 @@ def attention_forward(
     p = _probabilities(scores, lse)
     if seed is not None:
         p = p * _attention_factors(seed, dropout_p, lse, key)
-    o = torch.einsum("bhqk,bkhd->bqhd", p, values.repeat_interleave(group, 2)).to(q.dtype)
+    o = torch.einsum("bhqk,bkhd->bqhd", p, values.repeat_interleave(group, 2))
+    o = o.to(q.dtype).contiguous()
     return (o, lse) if q.dim() == 4 else (o[0], lse[0])
 
 

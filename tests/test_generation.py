@@ -135,6 +135,27 @@ def test_num_return_sequences(models):
     assert len({tuple(row) for row in rows.tolist()}) == 6
 
 
+def test_every_sequence_continues_its_own_prompt(models):
+    """With top_k=1 a draw is the likeliest token, so the copies are the greedy continuation."""
+    ours, _ = models
+    greedy = ours.generate(prompts(), max_new_tokens=9)
+    drawn = ours.generate(
+        prompts(), do_sample=True, top_k=1, num_return_sequences=2, max_new_tokens=9
+    )
+    assert drawn.equal(greedy.repeat_interleave(2, 0))
+
+
+def test_min_new_tokens_holds_to_the_token(models):
+    ours, _ = models
+    rows = [ours.generate(row[None], max_new_tokens=30)[0, 12:] for row in prompts(8, seed=2)]
+    row, made = next((i, int((r == END).int().argmax())) for i, r in enumerate(rows) if END in r)
+    prompt = prompts(8, seed=2)[row : row + 1]
+    stopped = ours.generate(prompt, max_new_tokens=30, min_new_tokens=made)
+    assert stopped.shape[1] == 12 + made + 1
+    longer = ours.generate(prompt, max_new_tokens=30, min_new_tokens=made + 1)
+    assert longer[0, 12 : 12 + made].equal(stopped[0, 12:-1]) and longer[0, 12 + made] != END
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_ragged_batch_gives_each_prompt_what_it_gives_alone(models, side):
     ours, _ = models

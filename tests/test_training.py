@@ -17,6 +17,7 @@ from fastlm.models import GPT2Config, GPT2LMHeadModel
 from fastlm.tokenizer import GPT2Tokenizer
 from fastlm.training import TokenData, Trainer, TrainingConfig, checkpoint
 from fastlm.training.command import start
+from fastlm.training.log import read
 
 WORDS = ["alpha ", "beta ", "gamma ", "delta ", "the end.\n"]
 
@@ -252,6 +253,10 @@ def test_two_processes_train_like_one(text_folder, tmp_path):
          "-m", "fastlm", "train", str(text_folder), f"--out-dir={tmp_path / 'b'}", *flags],
         check=True, capture_output=True, cwd=Path(__file__).parent, timeout=120,
     )  # fmt: skip
+    # Adam and clipping hide the gradient's scale; the norm, a sum of 10^4 terms in another order,
+    # does not.
+    norms = [float(read(tmp_path / run / "log.csv")[-1]["gradient_norm"]) for run in "ab"]
+    assert norms[0] == pytest.approx(norms[1], rel=1e4 * 2**-24)
     together = GPT2LMHeadModel.from_pretrained(checkpoint.newest(tmp_path / "b"))
     for name, tensor in weights(alone).items():
         # Sums in another order may turn the sign of a gradient near zero, and with it Adam's first

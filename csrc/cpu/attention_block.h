@@ -30,12 +30,8 @@ template <class A> FASTLM_INLINE constexpr int64_t padded(int64_t columns) {
 template <class A, int kRows, bool kAdd>
 FASTLM_INLINE void product_tile(int64_t depth, const A* a, int64_t a_row, int64_t a_col, const A* b,
                                 int64_t ldb, A* c, int64_t ldc) {
-  Vec<A> sums[kRows][kTileVectors];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 2
-    for (int v = 0; v < kTileVectors; ++v)
-      sums[r][v] = kAdd ? load(c + r * ldc + v * kLanes<A>) : Vec<A>{};
+  // From zero even when adding: a sum of short sums rounds less than one long one.
+  Vec<A> sums[kRows][kTileVectors] = {};
   for (int64_t k = 0; k < depth; ++k) {
     Vec<A> row[kTileVectors];
 #pragma GCC unroll 2
@@ -50,7 +46,10 @@ FASTLM_INLINE void product_tile(int64_t depth, const A* a, int64_t a_row, int64_
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 2
-    for (int v = 0; v < kTileVectors; ++v) store(c + r * ldc + v * kLanes<A>, sums[r][v]);
+    for (int v = 0; v < kTileVectors; ++v) {
+      A* out = c + r * ldc + v * kLanes<A>;
+      store(out, kAdd ? load(out) + sums[r][v] : sums[r][v]);
+    }
 }
 
 template <class A> struct Operand {  // element (i, j) is data[i * row + j * col]
@@ -73,8 +72,7 @@ void product(int64_t rows, int64_t cols, int64_t depth, Operand<A> a, const A* b
   }
 }
 
-// ---- blocks in and out
-// ----------------------------------------------------------------------------------------
+// ---- blocks in and out ----
 
 template <class T>
 FASTLM_INLINE T* row_of(const Bshd& t, int64_t batch, int64_t row, int64_t head) {
@@ -144,8 +142,7 @@ void store_transposed(const acc_t<T>* block, const acc_t<T>* factor, int64_t row
   }
 }
 
-// ---- which keys a query sees
-// ----------------------------------------------------------------------------------
+// ---- which keys a query sees ----
 
 // One sequence of the batch: where it starts in q and k, and how long it is.
 struct Sequence {

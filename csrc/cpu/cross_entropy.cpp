@@ -200,14 +200,23 @@ template <class T, bool kStream>
 void forward_rows(const CrossEntropyForward& p, int64_t first, int64_t last,
                   acc_t<T> weight_total) {
   using A = acc_t<T>;
-  const int64_t kept_size = p.classes + ceil_div(p.classes, kChunk);
-  Scratch<A> scratch(p.dlogits ? 2 * kept_size : 1);
+  constexpr int64_t kLine = 64 / int64_t(sizeof(A));
+  const int64_t kept_size = ceil_div(p.classes + kLine, kLine) * kLine,
+                chunks = ceil_div(p.classes, kChunk);
+  Scratch<A> scratch(p.dlogits ? 2 * (kept_size + chunks) : 1);
   RowGradient<T> before;  // of the row before, not yet written
   for (int64_t r = first; r < last; ++r) {
     const Row<T> row{static_cast<const T*>(p.logits) + r * p.classes,
                      static_cast<const A*>(p.weight), A(p.options.softcap)};
-    A *kept = p.dlogits ? scratch.data() + (r & 1) * kept_size : nullptr,
-      *bases = kept ? kept + p.classes : nullptr;
+    A *kept = nullptr, *bases = nullptr;
+    if (p.dlogits) {
+      // Written while the row before is, so placed in its line as that is: stores that cross lines
+      // cost twice.
+      const int64_t past =
+          int64_t(reinterpret_cast<uintptr_t>(before.out) % 64 / sizeof(T)) % kLine;
+      kept = scratch.data() + (r & 1) * kept_size + past;
+      bases = scratch.data() + 2 * kept_size + (r & 1) * chunks;
+    }
     const A lse = static_cast<A*>(p.lse)[r] =
         log_sum_exp<T, kStream>(row, p.classes, kept, bases, before);
     before.out = nullptr;

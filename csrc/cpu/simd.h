@@ -70,8 +70,7 @@ FASTLM_INLINE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b -
 
 template <class A> FASTLM_INLINE Vec<A> all(A value) { return value - Vec<A>{}; }
 
-// ---- conversions
-// ----------------------------------------------------------------------------------------------
+// ---- conversions ----
 
 FASTLM_INLINE Vec<float> widen(Half16 half) {
   return bit_cast<Vec<float>>(__builtin_convertvector(half, Vec<uint32_t>) << 16);
@@ -96,8 +95,7 @@ FASTLM_INLINE void put(bf16* p, float x) {
                    : uint16_t((bits >> 16) | 0x40u);
 }
 
-// ---- loads and stores
-// -----------------------------------------------------------------------------------------
+// ---- loads and stores ----
 
 struct Full {};
 struct Part {
@@ -201,8 +199,7 @@ template <class A> FASTLM_INLINE Vec<A> live(Vec<A> v, Part part, A dead = 0) {
   return v;
 }
 
-// ---- streaming: stores past the caches, for results larger than they are
-// ----------------------------------------
+// ---- streaming: stores past the caches, for results larger than they are ----
 
 // Below this a result is wanted in the cache by whoever comes next; above it, it would only evict.
 constexpr int64_t kStreamBytes = 16 << 20;
@@ -252,8 +249,7 @@ FASTLM_INLINE void write_row(T* out, int64_t n, const Body& body) {
   if (i < n) store(out + i, body(i, Part{n - i}), Part{n - i});
 }
 
-// ---- arithmetic
-// -----------------------------------------------------------------------------------------------
+// ---- arithmetic ----
 
 FASTLM_INLINE Vec<float> max(Vec<float> a, Vec<float> b) {
 #if defined(__AVX512F__)
@@ -359,8 +355,7 @@ FASTLM_INLINE Vec<double> erf(Vec<double> x) {
   return x;
 }
 
-// ---- shuffles
-// -------------------------------------------------------------------------------------------------
+// ---- shuffles ----
 
 template <class V> struct Pair {
   V low, high;

@@ -15,6 +15,7 @@ from .errors import CompilerError, EmulatorError, KernelError, TranslationError
 from .launch import Kernel, Module, Options
 from .source import compile_cuda, compile_triton, ptx_of
 from .tensor_map import tensor_map
+from .triton_launcher import TritonLauncher, triton_launcher
 
 __all__ = [
     "CompilerError",
@@ -25,10 +26,12 @@ __all__ = [
     "Module",
     "Options",
     "TranslationError",
+    "TritonLauncher",
     "compile_cuda",
     "compile_triton",
     "load",
     "tensor_map",
+    "triton_launcher",
 ]
 
 

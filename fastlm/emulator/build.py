@@ -88,8 +88,7 @@ def _compile(name, source, flags, runtime):
 
 
 def _runtime_object(source, runtime):
-    rounding = ("-frounding-math",) if source.stem == "rounding" else ()
-    return _compile(source.stem, source.read_text(), (*_FLAGS, "-O2", *rounding), runtime)
+    return _compile(source.stem, source.read_text(), (*_FLAGS, "-O2"), runtime)
 
 
 def build(source, traced):

@@ -26,7 +26,7 @@ _TABLE = re.compile(r"\s*\.(?:callprototype|branchtargets|calltargets)\b")
 _LOC = re.compile(r"\.loc\s+(\d+)\s+(\d+)(?:[^\n]*?inlined_at\s+(\d+)\s+(\d+))?[^\n]*")
 _FILE = re.compile(r'\.file\s+(\d+)\s+"([^"]*)"[^\n]*')
 _HEADER = re.compile(r"(?m)^[ \t]*\.(?:version|target|address_size)\b[^\n]*$")
-_SECTION = re.compile(r"\.section\b[^{]*\{.*?\n\s*\}", re.S)
+_SECTION = re.compile(r"\.section\b[^{]*\{[^}]*\}")
 _LINKAGE = r"(?:\.(?:visible|extern|weak|common)\s+)*"
 _FUNCTION = re.compile(
     _LINKAGE + r"\.(entry|func)\s*(?:\(([^)]*)\)\s*)?([\w$]+)\s*(?:\(([^)]*)\))?([^{;]*)"

@@ -130,7 +130,8 @@ def attention(
         dropout_p,
     )
     q, k, v = (last_dim_contiguous(t) for t in (q, k, v))
-    o, lse = _Attention.apply(q, k, v, cu_seqlens_q, cu_seqlens_k, seed, options, backend)
+    cu_q, cu_k = (None if t is None else t.contiguous() for t in (cu_seqlens_q, cu_seqlens_k))
+    o, lse = _Attention.apply(q, k, v, cu_q, cu_k, seed, options, backend)
     return (o, lse) if return_lse else o
 
 

@@ -13,6 +13,8 @@ from .define import define
 
 def _append(kernels, k_cache, v_cache, k, v, cache_seqlens):
     kernels.cache_append(k_cache, v_cache, k, v, cache_seqlens, where(k))
+    # A mutating schema alone does not tell autograd.
+    torch.autograd.graph.increment_version((k_cache, v_cache))
 
 
 # ---- schema and fake ----

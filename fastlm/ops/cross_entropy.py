@@ -37,6 +37,7 @@ def _backward_in_place(kernels, dloss, logits, target, weight, lse, *options):
     kernels.cross_entropy_backward(
         logits, dloss, logits, target, weight, lse, *options, where(logits)
     )
+    torch.autograd.graph.increment_version(logits)  # a mutating schema alone does not tell
 
 
 def _reference_in_place(dloss, logits, *arguments):
@@ -210,10 +211,12 @@ def _gradient_now(logits: Tensor, inplace_backward: bool) -> bool:
 def _as_rows(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """(rows, classes) and (rows)."""
     if input.dim() == 0:
-        raise ValueError("cross_entropy: input: expected at least one dimension, got a scalar")
+        raise RuntimeError("cross_entropy: input: expected at least one dimension, got a scalar")
     batch = input.shape[:1] + input.shape[2:] if input.dim() > 1 else input.shape[:0]
     if target.shape != batch:
-        raise ValueError(
+        # torch has two types for this: by whether the number of rows, or what follows it, differs
+        other_rows = target.dim() > 0 and input.dim() > 1 and target.shape[0] != input.shape[0]
+        raise (ValueError if other_rows else RuntimeError)(
             f"cross_entropy: target: expected shape {tuple(batch)} for input {tuple(input.shape)}, "
             f"got {tuple(target.shape)}"
         )

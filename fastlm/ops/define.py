@@ -19,8 +19,8 @@ def define(name: str, schema: str, *, op: str, reference: Callable, native: Call
     """
     _library.define(f"{name}{schema}")
 
-    def implementation(*arguments):
-        *arguments, backend = arguments
+    def implementation(*all_arguments):
+        *arguments, backend = all_arguments
         if backend == "torch":
             return reference(*arguments)
         return native(backends.load(backend, op), *arguments)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 
 import torch
-from test_fused_kernels import run_attention, run_cross_entropy, run_layer_norm
-from test_hopper import run_gemm
+from .test_fused_kernels import run_attention, run_cross_entropy, run_layer_norm
+from .test_hopper import run_gemm
 
 RACES, UNINITIALIZED = {"races": True}, {"uninitialized": True}
 

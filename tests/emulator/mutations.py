@@ -7,8 +7,8 @@ import pathlib
 import shutil
 from dataclasses import dataclass
 
-import triton_cases
-from triton_cases import run
+from . import triton_cases
+from .triton_cases import run
 
 from fastlm import emulator
 from fastlm.emulator import build

@@ -1,7 +1,7 @@
 """python -m fastlm.emulator, as a person uses it."""
 
 import pytest
-from conftest import KERNELS
+from .conftest import KERNELS
 
 from fastlm.emulator.command import main
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from fault_cases import FAULTS, WRONG_NUMBERS
-from test_fused_kernels import run_attention
-from test_hopper import run_gemm
+from .fault_cases import FAULTS, WRONG_NUMBERS
+from .test_fused_kernels import run_attention
+from .test_hopper import run_gemm
 
 from fastlm import emulator
 

@@ -1,8 +1,8 @@
 """Conformance: an independent code generator's kernels give right answers, and no false alarm."""
 
 import pytest
-import triton_cases
-from triton_cases import ARCHES, CASES, MODES, run
+from . import triton_cases
+from .triton_cases import ARCHES, CASES, MODES, run
 
 from fastlm import emulator
 

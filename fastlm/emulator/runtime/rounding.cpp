@@ -1,4 +1,5 @@
-// Directed rounding, compiled with -frounding-math so that no operation leaves its mode's scope.
+// Directed rounding. Operands and results are volatile: compilers move arithmetic across a change of
+// the rounding mode, which they do not know.
 #include "arithmetic.h"
 
 #include <cfenv>
@@ -20,24 +21,25 @@ class RoundingMode {
 
 }  // namespace
 
-#define EMULATOR_ROUNDED(NAME, PARAMETERS, EXPRESSION) \
-  NAME PARAMETERS {                                     \
-    const RoundingMode scope(mode);                     \
-    return EXPRESSION;                                  \
+#define EMULATOR_ROUNDED(T, NAME, PARAMETERS, EXPRESSION) \
+  T NAME PARAMETERS {                                     \
+    const RoundingMode scope(mode);                       \
+    const volatile T result = EXPRESSION;                 \
+    return result;                                        \
   }
-EMULATOR_ROUNDED(float add_rounded, (float a, float b, char mode), a + b)
-EMULATOR_ROUNDED(float multiply_rounded, (float a, float b, char mode), a * b)
-EMULATOR_ROUNDED(float fma_rounded, (float a, float b, float c, char mode), std::fma(a, b, c))
-EMULATOR_ROUNDED(float divide_rounded, (float a, float b, char mode), a / b)
-EMULATOR_ROUNDED(float sqrt_rounded, (float a, char mode), std::sqrt(a))
-EMULATOR_ROUNDED(double add_rounded, (double a, double b, char mode), a + b)
-EMULATOR_ROUNDED(double multiply_rounded, (double a, double b, char mode), a * b)
-EMULATOR_ROUNDED(double fma_rounded, (double a, double b, double c, char mode), std::fma(a, b, c))
-EMULATOR_ROUNDED(double divide_rounded, (double a, double b, char mode), a / b)
-EMULATOR_ROUNDED(double sqrt_rounded, (double a, char mode), std::sqrt(a))
-EMULATOR_ROUNDED(float convert_rounded, (double a, char mode), static_cast<float>(a))
-EMULATOR_ROUNDED(float convert_rounded, (int64_t a, char mode), static_cast<float>(a))
-EMULATOR_ROUNDED(float convert_rounded, (uint64_t a, char mode), static_cast<float>(a))
+#define EMULATOR_ROUNDED_TYPE(T)                                                                   \
+  EMULATOR_ROUNDED(T, add_rounded, (volatile T a, volatile T b, char mode), a + b)                 \
+  EMULATOR_ROUNDED(T, multiply_rounded, (volatile T a, volatile T b, char mode), a * b)            \
+  EMULATOR_ROUNDED(T, divide_rounded, (volatile T a, volatile T b, char mode), a / b)              \
+  EMULATOR_ROUNDED(T, sqrt_rounded, (volatile T a, char mode), std::sqrt(a))                       \
+  EMULATOR_ROUNDED(T, fma_rounded, (volatile T a, volatile T b, volatile T c, char mode),          \
+                   std::fma(a, b, c))
+EMULATOR_ROUNDED_TYPE(float)
+EMULATOR_ROUNDED_TYPE(double)
+EMULATOR_ROUNDED(float, convert_rounded, (volatile double a, char mode), static_cast<float>(a))
+EMULATOR_ROUNDED(float, convert_rounded, (volatile int64_t a, char mode), static_cast<float>(a))
+EMULATOR_ROUNDED(float, convert_rounded, (volatile uint64_t a, char mode), static_cast<float>(a))
+#undef EMULATOR_ROUNDED_TYPE
 #undef EMULATOR_ROUNDED
 
 }  // namespace emulator

@@ -94,6 +94,8 @@ def _comparison(modifiers, kind, a, b):
     relation = modifiers.choice(*_RELATION, *_UNORDERED, "num", "nan")
     if relation is None:
         raise TranslationError(f"a comparison is expected in '{modifiers.opcode}'")
+    if relation == "ne" and kind in FLOATS:
+        return f"({a} < {b} || {a} > {b})"  # false for NaN, unlike C++'s !=
     if relation in _RELATION:
         return f"({a} {_RELATION[relation]} {b})"
     unordered = f"({a} != {a} || {b} != {b})"

@@ -1,0 +1,101 @@
+"""Triton kernels launched as Triton launches them, on CPU tensors: kernel[grid](*arguments)."""
+
+from .launch import Module, Options
+from .source import compile_triton
+
+_DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": "fp64",
+           "int8": "i8", "int16": "i16", "int32": "i32", "int64": "i64", "uint8": "u8",
+           "bool": "i1"}  # fmt: skip
+# What Triton's launcher takes besides the kernel's own arguments; the rest would be ignored here.
+_COMPILE_OPTIONS = ("num_warps", "num_stages")
+
+
+class TritonLauncher:
+    """Compiles a `@triton.jit` kernel for the arguments it gets, as Triton does, and emulates it.
+
+        launcher = emulator.triton_launcher(add_kernel, arch=90, races=True)
+        launcher[(blocks,)](x, y, n, BLOCK=1024, num_warps=4)
+
+    Pointers and integers that are multiples of 16 are promised to be so, integers that are 1 become
+    constants: the PTX is what a GPU would get.
+    """
+
+    def __init__(self, kernel, arch=90, **options):
+        if not hasattr(kernel, "arg_names") or not hasattr(kernel, "params"):
+            raise TypeError(
+                f"{kernel!r} is no compiled-mode @triton.jit function; unset TRITON_INTERPRET, and "
+                "pass the function inside an autotuner (its .fn) with the configuration you mean"
+            )
+        self.kernel, self.arch, self.options = kernel, arch, Options(**options)
+        self.counters = None
+        self._modules = {}
+
+    def __getitem__(self, grid):
+        return lambda *arguments, **named: self._run(grid, arguments, named)
+
+    def _run(self, grid, arguments, named):
+        compile_options = {k: named.pop(k) for k in _COMPILE_OPTIONS if k in named}
+        values = self._bind(arguments, named)
+        grid = grid(values) if callable(grid) else grid
+        run_time, signature, constants, attrs = self._specialize(values)
+        key = (tuple(signature.items()), repr(constants), tuple(attrs), *compile_options.items())
+        if key not in self._modules:
+            self._modules[key] = self._compile(signature, constants, attrs, compile_options)
+        kernel = self._modules[key].kernel
+        kernel[grid, None](*run_time)
+        self.counters = kernel.counters
+
+    def _compile(self, signature, constants, attrs, compile_options):
+        compiled = compile_triton(
+            self.kernel, signature, constants, attrs, arch=self.arch, **compile_options
+        )
+        return Module(compiled.asm["ptx"], self.options, compiled.metadata.shared)
+
+    def _bind(self, arguments, named):
+        """{parameter: value}, with the defaults of the kernel's signature."""
+        import inspect
+
+        bound = inspect.signature(self.kernel.fn).bind(*arguments, **named)
+        bound.apply_defaults()
+        return dict(bound.arguments)
+
+    def _specialize(self, values):
+        """(run-time values, their types, constants, promises about divisibility)."""
+        run_time, signature, constants, attrs = [], {}, {}, {}
+        for position, parameter in enumerate(self.kernel.params):
+            value = values[parameter.name]
+            kept = getattr(parameter, "do_not_specialize", False)
+            if parameter.is_constexpr or value is None or (not kept and _is_one(value)):
+                constants[parameter.name] = value
+                continue
+            run_time.append(value)
+            signature[parameter.name] = _type_name(value)
+            number = value.data_ptr() if hasattr(value, "data_ptr") else value
+            if not kept and isinstance(number, int) and number % 16 == 0:
+                attrs[(position,)] = [["tt.divisibility", 16]]
+        return run_time, signature, constants, attrs
+
+
+def _is_one(value):
+    return isinstance(value, int) and not isinstance(value, bool) and value == 1
+
+
+def _type_name(value):
+    """Triton's name of an argument's type."""
+    if hasattr(value, "data_ptr"):
+        name = str(value.dtype).rpartition(".")[2]
+        if name not in _DTYPES:
+            raise TypeError(f"a tensor of {value.dtype}; accepted are {', '.join(_DTYPES)}")
+        return f"*{_DTYPES[name]}"
+    if isinstance(value, bool):
+        return "u1"
+    if isinstance(value, int):
+        return "i32" if -(2**31) <= value < 2**31 else "i64"
+    if isinstance(value, float):
+        return "fp32"
+    raise TypeError(f"a Triton kernel takes tensors and numbers, got {type(value).__name__}")
+
+
+def triton_launcher(kernel, arch=90, **options):
+    """A TritonLauncher; `options` are the fields of Options."""
+    return TritonLauncher(kernel, arch, **options)

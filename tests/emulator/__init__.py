@@ -1,0 +1,1 @@
+"""The emulator's own tests: nothing of fastlm but fastlm.emulator."""

@@ -1,0 +1,78 @@
+"""Triton kernels compiled here and now; skipped where Triton is not installed."""
+
+import pytest
+import torch
+
+from fastlm import emulator
+
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+
+
+@pytest.fixture(autouse=True)
+def compiled_mode(monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    if triton.knobs.runtime.interpret:
+        pytest.skip("TRITON_INTERPRET is set: kernels cannot be compiled in this process")
+
+
+@pytest.fixture
+def kernels():
+    from .fixtures import triton_kernels
+
+    return triton_kernels
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_launch_as_on_a_gpu(kernels, dtype, arch):
+    x = torch.randn(3, 100).to(dtype)
+    y = torch.full_like(x, float("nan"))
+    emulator.triton_launcher(kernels.softmax_rows, arch=arch)[(3,)](x, y, 100, BLOCK=128, num_warps=2)
+    torch.testing.assert_close(y, x.float().softmax(-1).to(dtype))
+
+
+def test_grid_from_the_constants_and_counters(kernels):
+    x, sums = torch.randn(40, 64), torch.zeros(64)
+    launcher = emulator.triton_launcher(kernels.column_sums, counters=True)
+    launcher[lambda meta: (triton.cdiv(40, meta["ROWS"]),)](x, sums, 40, 64, ROWS=16, COLS=64)
+    torch.testing.assert_close(sums, x.sum(0))
+    assert launcher.counters.global_read == x.nbytes + sums.nbytes * 3  # atomics read what they change
+
+
+def test_integer_one_becomes_a_constant(kernels):
+    x = torch.randn(1, 5)
+    y = torch.zeros_like(x)
+    emulator.triton_launcher(kernels.softmax_rows)[(5,)](x, y, 1, BLOCK=16)
+    assert torch.equal(y, torch.ones_like(y))
+
+
+def test_a_fault_in_a_triton_kernel_is_found(kernels):
+    x, y = torch.randn(2, 100), torch.zeros(1, 100)
+    with pytest.raises(emulator.KernelError, match="global memory write .* argument 1") as error:
+        emulator.triton_launcher(kernels.softmax_rows)[(2,)](x, y, 100, BLOCK=128)
+    assert "triton_kernels.py:" in error.value.where
+
+
+def test_what_cannot_be_launched():
+    with pytest.raises(TypeError, match="no compiled-mode"):
+        emulator.triton_launcher(print)
+
+
+def liger_kernels():
+    return pytest.importorskip("liger_kernel.ops.cross_entropy", reason="liger-kernel is not installed")
+
+
+@pytest.mark.parametrize("detectors", [{}, {"races": True, "uninitialized": True}], ids=str)
+def test_a_kernel_of_another_package_raises_no_alarm(detectors):
+    """Liger's RMSNorm forward, a kernel that its users run every day."""
+    liger_kernels()
+    from liger_kernel.ops.rms_norm import _rms_norm_forward_kernel as rms_norm
+
+    x, weight = torch.randn(4, 300).bfloat16(), torch.randn(300).bfloat16()
+    y, rstd = torch.full_like(x, float("nan")), torch.zeros(4)
+    values = {"Y_ptr": y, "Y_row_stride": 300, "X_ptr": x, "X_row_stride": 300, "W_ptr": weight,
+              "W_row_stride": 1, "RSTD_ptr": rstd, "RSTD_row_stride": 1, "n_cols": 300, "eps": 1e-6,
+              "offset": 0.0, "casting_mode": 0, "elementwise_affine": True, "BLOCK_SIZE": 512}  # fmt: skip
+    emulator.triton_launcher(rms_norm, **detectors)[(4,)](**values)
+    truth = torch.nn.functional.rms_norm(x.float(), (300,), weight.float(), 1e-6)
+    assert ((y.float() - truth).abs() <= 2 * 2**-8 * truth.abs() + 1e-6).all()

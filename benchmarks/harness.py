@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
-from .machine import default_allocator, name_of, peak_bytes, pooled_allocator, seconds
+from .machine import clean_caches, default_allocator, name_of, peak_bytes, pooled_allocator, seconds
 
 Op = Callable[..., Tensor]
 
@@ -151,10 +151,12 @@ def interleave(calls: dict[str, Callable], rounds: int) -> dict[str, list[float]
     for turn in range(rounds):
         names = list(calls)
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            clean_caches()
             times.setdefault(name, []).append(seconds(calls[name]))
         with pooled_allocator():
             for name in names[1:]:
                 calls[name]()  # faults the pages in that the timed call then finds
+                clean_caches()
                 times.setdefault(f"{name}, pooled", []).append(seconds(calls[name]))
     return times
 

@@ -4,6 +4,7 @@ the environment.
 
 import contextlib
 import ctypes
+import functools
 import platform
 import subprocess
 import sys
@@ -59,6 +60,16 @@ def seconds(call: Callable[[], object]) -> float:
 
 def best(call: Callable[[], object], repeats: int = 9) -> float:
     return min(seconds(call) for _ in range(repeats))
+
+
+@functools.cache
+def _scrubber() -> torch.Tensor:
+    return torch.zeros(32 << 20)  # 128 MB, several times the last cache
+
+
+def clean_caches() -> None:
+    """Leave nothing of a call before, above all no dirty lines: writing those back is its cost."""
+    _cpu.traffic("read", _scrubber(), _scrubber(), torch.get_num_threads())
 
 
 def denominators(dtypes: tuple[torch.dtype, ...]) -> dict[str, float]:

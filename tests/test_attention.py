@@ -64,7 +64,7 @@ FORMS = (
 EDGES = (
     case("one-by-one", (1, 1, 1, 1, 1, 1), "one query, one key, one element"),
     case("wide-heads", (1, 70, 70, 2, 2, 130), "head_dim past two whole 64s", causal=True),
-    case("one-wide", (1, 70, 70, 2, 2, 1), "head_dim of one, shorter than any vector"),
+    case("narrow-heads", (1, 70, 70, 2, 2, 3), "head_dim shorter than any vector"),
     *(case(f"queries-{n}", (1, n, n, 2, 2, 16), "around a block of 64", causal=True)
       for n in (63, 64, 65, 129)),
     case("few-queries", (2, 3, 100, 4, 2, 24), "the decoding kernel", causal=True),
@@ -75,7 +75,7 @@ EDGES = (
     case("one-head", (1, 200, 900, 1, 1, 16), "keys are sliced among threads, and dq is summed"),
     case("all-dropped", SHAPE, "p = 1 scales by 0, not by 1 / 0", dropout_p=1.0),
     case("half-dropped-softcap", SHAPE, "both derivatives at once", dropout_p=0.5, softcap=1.5),
-    case("sharp", SHAPE, "scores near 100, far apart: one key has nearly all", scale=20.0),
+    case("sharp", SHAPE, "scores to 20 apart: one key has nearly all", scale=5.0),
     case("no-batch", (0, 70, 70, 2, 2, 16), "an empty batch"),
     case("no-keys", (2, 70, 0, 2, 2, 16), "every query sees nothing"),
     case("no-queries", (2, 0, 70, 2, 2, 16), "dk and dv are zero, not what memory held"),

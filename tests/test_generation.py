@@ -1,15 +1,12 @@
-"""Generation against transformers' with the same weights, ragged batches, streaming, bad input."""
-
-import io
+"""Generation against transformers' with the same weights, ragged batches, bad input."""
 
 import pytest
 import torch
 import transformers
 
-from fastlm.generation import KVCache, TextStreamer
+from fastlm.generation import KVCache
 from fastlm.generation.sampling import filter_logits
 from fastlm.models import GPT2Config, GPT2LMHeadModel
-from fastlm.tokenizer import GPT2Tokenizer
 
 SHAPE = {"vocab_size": 61, "n_positions": 48, "n_embd": 32, "n_layer": 2, "n_head": 4}
 END = 7
@@ -249,32 +246,6 @@ def test_streamer_sees_prompt_then_every_token(models):
     assert recorder.ended
     assert recorder.seen[0].equal(prompts())
     assert torch.stack(recorder.seen[1:], 1).equal(rows[:, 12:])
-
-
-@pytest.mark.parametrize("text", ["plain words", "naïve 🙂🏽 東京", "ends in half \ufffd"])
-def test_text_streamer_writes_whole_characters(text):
-    tokenizer, written = GPT2Tokenizer(), io.StringIO()
-    streamer = TextStreamer(tokenizer, file=written)
-    ids = tokenizer.encode(text)
-    streamer.put(torch.tensor([ids[:1]]))
-    for token in ids[1:]:
-        streamer.put(torch.tensor([token]))
-        shown = written.getvalue()
-        assert text.startswith(shown), f"{shown!r} is not how the text begins"
-    streamer.end()
-    assert written.getvalue() == text + "\n"
-
-
-def test_text_streamer_can_skip_the_prompt():
-    tokenizer, written = GPT2Tokenizer(), io.StringIO()
-    streamer = TextStreamer(tokenizer, skip_prompt=True, file=written, skip_special_tokens=True)
-    streamer.put(torch.tensor([[464, 2068]]))
-    streamer.put(torch.tensor([7586]))
-    streamer.put(torch.tensor([50256]))
-    streamer.end()
-    assert written.getvalue() == " brown\n"
-    with pytest.raises(ValueError, match="batch of 2"):
-        streamer.put(torch.ones(2, 3))
 
 
 @pytest.mark.parametrize(

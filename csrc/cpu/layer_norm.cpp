@@ -57,8 +57,6 @@ void dropout_row(const T* x, const T* residual, const DropoutRule& rule, int64_t
 
 template <class T> void add_row(const T* x, const T* residual, int64_t cols, T* out) {
   sweep<acc_t<T>>(cols, [&](int64_t c, auto span) __attribute__((always_inline)) {
-    prefetch(x + c);
-    prefetch(residual + c);
     store(out + c, load(x + c, span) + load(residual + c, span), span);
   });
 }
@@ -75,7 +73,6 @@ void normalize_row(const T* z, const acc_t<T>* weight, const acc_t<T>* bias, int
   sweep_ways<A>(cols, [&](int64_t c, auto span, auto way) __attribute__((always_inline)) {
     const Vec<A> centered = live<A>(load(z + c, span) - mean, span);
     squares[way.index] += centered * centered;
-    prefetch(z + c);
   });
   const A rstd = A(1) / A(__builtin_sqrt(double(sum<A>(squares) / A(cols)) + eps));
   write_row<kStream>(y, cols, [&](int64_t c, auto span) __attribute__((always_inline)) {
@@ -116,34 +113,59 @@ template <class T, bool kStream> void forward(const LayerNormForward& p, int64_t
   });
 }
 
-// dz of one row, adding the row's part of dweight and dbias to the block's sums.
-template <class T, bool kStream>
-void backward_row(const LayerNormBackward& p, int64_t row, const acc_t<T>* weight,
-                  acc_t<T>* dweight, acc_t<T>* dbias) {
+// dz of kRows rows, adding their part of dweight and dbias to the block's sums. Two rows at a time
+// halve the traffic of those sums between L1 and registers, which is most of what a row costs.
+template <class T, bool kStream, int kRows>
+void backward_rows(const LayerNormBackward& p, int64_t row, const acc_t<T>* weight,
+                   acc_t<T>* dweight, acc_t<T>* dbias) {
   using A = acc_t<T>;
-  const int64_t at = row * p.cols;
-  const T *dy = static_cast<const T*>(p.dy) + at, *z = static_cast<const T*>(p.z) + at;
-  const T* dz_out = p.dz_out ? static_cast<const T*>(p.dz_out) + at : nullptr;
-  const A mean = static_cast<const A*>(p.mean)[row], rstd = static_cast<const A*>(p.rstd)[row];
-  Vec<A> g_total{}, gh_total{};
+  const T *dy[kRows], *z[kRows];
+  A mean[kRows], rstd[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    dy[r] = static_cast<const T*>(p.dy) + (row + r) * p.cols;
+    z[r] = static_cast<const T*>(p.z) + (row + r) * p.cols;
+    mean[r] = static_cast<const A*>(p.mean)[row + r];
+    rstd[r] = static_cast<const A*>(p.rstd)[row + r];
+  }
+  Vec<A> g_total[kRows] = {}, gh_total[kRows] = {};
   sweep<A>(p.cols, [&](int64_t c, auto span) __attribute__((always_inline)) {
-    prefetch(z + c);
-    prefetch(dy + c);
-    const Vec<A> d = load(dy + c, span);  // dead lanes are 0, and so is all that follows from them
-    const Vec<A> h = (load(z + c, span) - mean) * rstd, dh = d * h, w = load(weight + c, span);
-    g_total += d * w;
-    gh_total += dh * w;
-    store(dweight + c, load(dweight + c, span) + dh, span);
-    store(dbias + c, load(dbias + c, span) + d, span);
+    const Vec<A> w = load(weight + c, span);
+    Vec<A> dweight_sum = load(dweight + c, span), dbias_sum = load(dbias + c, span);
+#pragma GCC unroll 2
+    for (int r = 0; r < kRows; ++r) {
+      const Vec<A> d = load(dy[r] + c, span);  // dead lanes are 0, and so is what follows from them
+      const Vec<A> dh = d * ((load(z[r] + c, span) - mean[r]) * rstd[r]);
+      g_total[r] += d * w;
+      gh_total[r] += dh * w;
+      dweight_sum += dh;
+      dbias_sum += d;
+    }
+    store(dweight + c, dweight_sum, span);
+    store(dbias + c, dbias_sum, span);
   });
-  const A g_mean = sum<A>(g_total) / A(p.cols), gh_mean = sum<A>(gh_total) / A(p.cols);
-  T* dz = static_cast<T*>(p.dz) + at;
-  write_row<kStream>(dz, p.cols, [&](int64_t c, auto span) __attribute__((always_inline)) {
-    const Vec<A> h = (load(z + c, span) - mean) * rstd,
-                 g = load(dy + c, span) * load(weight + c, span);
-    const Vec<A> d = (g - g_mean - h * gh_mean) * rstd;
-    return dz_out ? d + load(dz_out + c, span) : d;
-  });
+  for (int r = 0; r < kRows; ++r) {
+    const A g_mean = sum<A>(g_total[r]) / A(p.cols), gh_mean = sum<A>(gh_total[r]) / A(p.cols);
+    const T* dz_out = p.dz_out ? static_cast<const T*>(p.dz_out) + (row + r) * p.cols : nullptr;
+    T* dz = static_cast<T*>(p.dz) + (row + r) * p.cols;
+    write_row<kStream>(dz, p.cols, [&](int64_t c, auto span) __attribute__((always_inline)) {
+      const Vec<A> h = (load(z[r] + c, span) - mean[r]) * rstd[r];
+      const Vec<A> g = load(dy[r] + c, span) * load(weight + c, span);
+      const Vec<A> d = (g - g_mean - h * gh_mean) * rstd[r];
+      return dz_out ? d + load(dz_out + c, span) : d;
+    });
+  }
+}
+
+// The gradient of x too, where it differs from dz because x was dropped out: from dz while that is
+// in the cache.
+template <class T, bool kStream, int kRows>
+void backward_and_dropout(const LayerNormBackward& p, const DropoutRule& rule, int64_t row,
+                          const acc_t<T>* weight, acc_t<T>* dweight, acc_t<T>* dbias) {
+  if (!p.dx) return backward_rows<T, kStream, kRows>(p, row, weight, dweight, dbias);
+  backward_rows<T, false, kRows>(p, row, weight, dweight, dbias);
+  for (int64_t r = row; r < row + kRows; ++r)
+    dropout_row<T>(static_cast<const T*>(p.dz) + r * p.cols, nullptr, rule, r, p.cols,
+                   static_cast<T*>(p.dx) + r * p.cols);
 }
 
 template <class T, bool kStream> void backward(const LayerNormBackward& p, int64_t threads) {
@@ -159,17 +181,11 @@ template <class T, bool kStream> void backward(const LayerNormBackward& p, int64
   parallel_for(blocks, block_bytes, threads, [&](int64_t first, int64_t last) {
     for (int64_t block = first; block < last; ++block) {
       A *dweight = sums + 2 * block * p.cols, *dbias = dweight + p.cols;
-      for (int64_t row = p.rows * block / blocks; row < p.rows * (block + 1) / blocks; ++row) {
-        const int64_t at = row * p.cols;
-        // Where dropout's own gradient reads dz again, it must still be in the cache.
-        if (p.dx) {
-          backward_row<T, false>(p, row, weight, dweight, dbias);
-          dropout_row<T>(static_cast<const T*>(p.dz) + at, nullptr, rule, row, p.cols,
-                         static_cast<T*>(p.dx) + at);
-        } else {
-          backward_row<T, kStream>(p, row, weight, dweight, dbias);
-        }
-      }
+      const int64_t end = p.rows * (block + 1) / blocks;
+      int64_t row = p.rows * block / blocks;
+      for (; row + 2 <= end; row += 2)
+        backward_and_dropout<T, kStream, 2>(p, rule, row, weight, dweight, dbias);
+      if (row < end) backward_and_dropout<T, kStream, 1>(p, rule, row, weight, dweight, dbias);
     }
     if (kStream) end_of_streaming();
   });

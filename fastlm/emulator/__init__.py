@@ -44,12 +44,12 @@ def load(source, *, arch=80, flags=(), signature=None, constexprs=None, attrs=No
         `attrs`, `num_warps` and `num_stages` as in `compile_triton`
     options: the fields of Options, for instance schedule="random", seed=3, races=True
 
-    Kernels are called as `module[name][grid, block, shared](*arguments)`: grid and block are ints or
-    tuples, `shared` is the bytes of dynamic shared memory. Block and shared may be left out where
-    the PTX fixes them (Triton). Arguments are CPU tensors, numbers, and bytes for structs.
+    Kernels are called as `module[name][grid, block, shared](*arguments)`: grid and block are ints
+    or tuples, `shared` is the bytes of dynamic shared memory. Block and shared may be left out
+    where the PTX fixes them (Triton). Arguments are CPU tensors, numbers, and bytes for structs.
 
-    Raises TranslationError for PTX it does not know, CompilerError when nvcc or g++ fails, and, when
-    a kernel runs, KernelError with the fault, its source line, block and thread.
+    Raises TranslationError for PTX it does not know, CompilerError when nvcc or g++ fails, and,
+    when a kernel runs, KernelError with the fault, its source line, block and thread.
     """
     triton = {}
     if signature is not None:

@@ -78,7 +78,7 @@ def memory_ranges(buffers):
 
     A value is a tensor, an array, or anything with an address and bytes.
     """
-    names = {}
+    names: dict = {}
     for name, value in buffers.items():
         found = memory_of(value)
         if found and found[1]:

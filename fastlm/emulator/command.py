@@ -2,8 +2,8 @@
 
     python -m fastlm.emulator check reduce.cu --block 128 f32[1024] f32[1] 1024
 
-An argument is a number, or a tensor written type[shape] or type[shape]=fill. Types: f16 bf16 f32 f64
-i32 i64 u8; fills: random (the default for floats), arange, or a number (0 is the default for
+An argument is a number, or a tensor written type[shape] or type[shape]=fill. Types: f16 bf16 f32
+f64 i32 i64 u8; fills: random (the default for floats), arange, or a number (0 is the default for
 integers). `run` prints the tensors afterwards and the counters; `check` runs every schedule with
 every detector, prints the first fault and exits with 1, or says that it found none.
 """
@@ -16,7 +16,7 @@ from . import load
 from .errors import EmulatorError
 from .launch import Options
 
-_CHECKS = [
+_CHECKS: list[tuple[str, dict]] = [
     ("bounds, alignment, barriers, data races", {"races": True}),
     ("reads of shared memory that nobody wrote", {"uninitialized": True}),
     ("threads in reverse order", {"schedule": "reverse"}),

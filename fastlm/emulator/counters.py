@@ -74,8 +74,8 @@ class Counters:
             f"{self.global_sectors_least} at best"
         )
         lines.append(
-            f"  banks         {self.shared_conflicts} conflicts in {self.shared_requests} requests, "
-            f"{self.matrix_conflicts} in {self.matrix_requests} of ldmatrix and stmatrix"
+            f"  banks         {self.shared_conflicts} conflicts in {self.shared_requests} requests,"
+            f" {self.matrix_conflicts} in {self.matrix_requests} of ldmatrix and stmatrix"
         )
         if self.tensor_operations:
             lines.append(f"  tensor cores  {self.tensor_operations} operations")

@@ -62,7 +62,9 @@ class Options:
 
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule '{self.schedule}': one of {', '.join(SCHEDULES)} is accepted")
+            raise ValueError(
+                f"schedule '{self.schedule}': one of {', '.join(SCHEDULES)} is accepted"
+            )
         if self.workers < 1 or self.resident < 1:
             raise ValueError("workers and resident must be at least 1")
 
@@ -121,7 +123,9 @@ class Module:
         for kernel in self.names:
             found = self.library(kernel).variables.get(name)
             if found:
-                return memoryview((ctypes.c_char * found.bytes).from_address(found.address)).cast("B")
+                return memoryview((ctypes.c_char * found.bytes).from_address(found.address)).cast(
+                    "B"
+                )
         raise LookupError(f"variable '{name}' is not used by any kernel of {self.names}")
 
 
@@ -133,7 +137,9 @@ class Kernel:
         self.counters = None
 
     def __getitem__(self, launch):
-        grid, block, shared = (*(launch if isinstance(launch, tuple) else (launch,)), None, None)[:3]
+        grid, block, shared = (*(launch if isinstance(launch, tuple) else (launch,)), None, None)[
+            :3
+        ]
         grid, block = _triple(grid), self._block(block)
         shared = self.module.default_shared if shared is None else shared
         return lambda *arguments: self._launch(grid, block, shared, arguments)
@@ -141,7 +147,9 @@ class Kernel:
     def _block(self, block):
         required = self.function.directives.get("reqntid")
         if block is None and not required:
-            raise TypeError(f"{self.name}: the PTX has no .reqntid, so the launch must name a block")
+            raise TypeError(
+                f"{self.name}: the PTX has no .reqntid, so the launch must name a block"
+            )
         if block is not None and required and _triple(block) != _triple(required):
             raise TypeError(
                 f"{self.name}: a block of {block}, but the PTX is for {required} threads; "
@@ -160,7 +168,9 @@ class Kernel:
         else:
             scratch = None
         if len(arguments) != len(variables):
-            raise TypeError(f"{self.name} has {len(variables)} parameters, got {len(arguments)} arguments")
+            raise TypeError(
+                f"{self.name} has {len(variables)} parameters, got {len(arguments)} arguments"
+            )
         packed = bytearray()
         for value, variable, (_, offset, _) in zip(
             arguments, variables, parameter_layout(self.function), strict=True
@@ -195,7 +205,7 @@ class Kernel:
 
     def _launch(self, grid, block, shared, arguments):
         library = self.module.library(self.name)
-        address, buffer, scratch = self._parameters(arguments)
+        address, _kept_alive, scratch = self._parameters(arguments)
         request = self._request(grid, block, shared, address)
         names = []
         if self._checks_bounds(arguments):
@@ -226,7 +236,9 @@ class Kernel:
             isinstance(a, int) and a > 1 << 32 and v.type in ("u64", "b64")
             for a, v in zip(arguments, self.function.parameters, strict=False)
         )
-        return self.module.options.bounds and (bool(self.module.options.memory) or not (opaque or raw))
+        return self.module.options.bounds and (
+            bool(self.module.options.memory) or not (opaque or raw)
+        )
 
     def _error(self, failure, names):
         reason = failure.message.decode(errors="replace")
@@ -237,9 +249,7 @@ class Kernel:
         if failure.other_site:
             where += f"\n  and {self._describe(failure.other_site)}"
         hint = next((text for word, text in _HINTS.items() if word in reason), None)
-        return KernelError(
-            self.name, reason, where, list(failure.ctaid), list(failure.tid), hint
-        )
+        return KernelError(self.name, reason, where, list(failure.ctaid), list(failure.tid), hint)
 
     def _describe(self, ptx_line):
         if not ptx_line:

@@ -1,10 +1,15 @@
 """The C structures of runtime/machine.h and tables.h, and the libraries that speak them."""
 
 import ctypes
+import threading
 from ctypes import c_char, c_char_p, c_uint32, c_uint64, c_void_p
 
 SCHEDULES = ("order", "reverse", "random")
 MAX_COUNTERS = 64
+
+
+# A launch catches faults through handlers that belong to the process.
+_LAUNCHING = threading.Lock()
 
 
 class Range(ctypes.Structure):
@@ -72,7 +77,7 @@ class VariableInfo(ctypes.Structure):
 def _table(library, name, kind):
     """Entries of an exported array up to its empty last one, by name."""
     entries = ctypes.cast(getattr(library, name), ctypes.POINTER(kind))
-    found = {}
+    found: dict = {}
     for i in range(1 << 20):
         if entries[i].name is None:
             return found
@@ -92,7 +97,8 @@ class Library:
         """Runs a kernel; returns (Result, text that it printed). The GIL is released meanwhile."""
         result = Result()
         info = ctypes.byref(self.kernels[kernel])
-        self._library.emulator_launch(info, ctypes.byref(request), ctypes.byref(result))
+        with _LAUNCHING:
+            self._library.emulator_launch(info, ctypes.byref(request), ctypes.byref(result))
         printed = b""
         if result.printed:
             printed = ctypes.string_at(result.printed)

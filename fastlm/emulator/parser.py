@@ -3,6 +3,7 @@
 Grammar: PTX ISA 9.x, "Syntax" and "Directives", as far as nvcc 13 and Triton 3.6 to 3.9 use it.
 """
 
+import math
 import re
 from bisect import bisect_right
 
@@ -141,7 +142,8 @@ def _parse_function(text, match, module):
 
 def _parse_body(text, position):
     """Statements up to the brace that closes the function."""
-    body, depth = [], 1
+    body: list = []
+    depth = 1
     while True:
         position = _skip_space(text.text, position)
         if position >= len(text.text):
@@ -163,7 +165,7 @@ def _parse_statement(text, position):
     match = _LOC.match(text.text, position)
     if match:
         file, line, *outer = (int(n) for n in match.groups() if n)
-        return Location(file, line, tuple(outer) or None), match.end()
+        return Location(file, line, (outer[0], outer[1]) if outer else None), match.end()
     match = _LABEL.match(text.text, position)
     if match and not _TABLE.match(text.text, match.end()):
         return Label(match.group(1)), match.end()
@@ -207,9 +209,7 @@ def _parse_variable(statement, line):
         raise TranslationError(f"PTX line {line}: cannot read '{statement[:120]}'")
     space, align, kind, _, name, dims, initial = match.groups()
     sizes = re.findall(r"\[(\d*)\]", dims)
-    count = 1
-    for size in sizes:
-        count = None if size == "" or count is None else count * int(size)
+    count = None if "" in sizes else math.prod(int(size) for size in sizes)
     values = split_operands(re.sub(r"[{}]", " ", initial)) if initial else []
     return Variable(
         space, name, kind, count, int(align or type_bytes(kind)), values, is_array=bool(sizes)

@@ -89,7 +89,7 @@ def compile_triton(kernel, signature, constexprs=None, attrs=None, arch=90, num_
     from triton.compiler import ASTSource
 
     constexprs = constexprs or {}
-    types = {**signature, **{name: "constexpr" for name in constexprs}}
+    types = {**signature, **dict.fromkeys(constexprs, "constexpr")}
     source = ASTSource(fn=kernel, signature=types, constexprs=constexprs, attrs=attrs or {})
     target = GPUTarget("cuda", int(str(arch).rstrip("a")), 32)
     return triton.compile(source, target, {"num_warps": num_warps, "num_stages": num_stages})

@@ -27,7 +27,7 @@ def type_bytes(name):
         return 1
     if name not in CPP:
         raise TranslationError(f"type .{name} is not known; add it to fastlm/emulator/types.py")
-    return int(re.search(r"\d+$", name).group()) // 8
+    return int(re.sub(r"\D", "", name)) // 8
 
 
 def is_signed(name):

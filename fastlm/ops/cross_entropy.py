@@ -37,7 +37,7 @@ def _backward_in_place(kernels, dloss, logits, target, weight, lse, *options):
     kernels.cross_entropy_backward(
         logits, dloss, logits, target, weight, lse, *options, where(logits)
     )
-    torch.autograd.graph.increment_version(logits)  # a mutating schema alone does not tell
+    torch.autograd.graph.increment_version(logits)  # the schema alone does not
 
 
 def _reference_in_place(dloss, logits, *arguments):

@@ -49,14 +49,16 @@ def _form(
     if (
         query.shape[0] != key.shape[0]
         or key.shape[:-1] != value.shape[:-1]
-        or query.shape[-1] != value.shape[-1]
+        or not query.shape[-1] == key.shape[-1] == value.shape[-1]
     ):
         return "batches, lengths or head dims that differ"
     if is_causal and query.shape[2] != key.shape[2]:
         return "a top-left causal mask of unequal lengths"
     if query.shape[1] != key.shape[1] and not enable_gqa:
         return "unequal heads without enable_gqa"
-    if not 0 <= dropout_p <= 1 or query.dtype != key.dtype or query.dtype != value.dtype:
+    of_one_kind = (query.dtype, query.device) == (key.dtype, key.device) == (value.dtype, value.device)
+    heads_fit = key.shape[1] > 0 and query.shape[1] % key.shape[1] == 0
+    if not 0 <= dropout_p <= 1 or not of_one_kind or not heads_fit:
         return "what torch refuses"
     return None
 

@@ -3,15 +3,17 @@
 import ctypes
 
 
-
-
 class Driver:
     """One context on the first GPU. Raises OSError when there is no driver or no GPU."""
 
     def __init__(self):
         self._cuda = ctypes.CDLL("libcuda.so.1")
         device, context, count = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_int()
-        if self._cuda.cuInit(0) or self._cuda.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+        if (
+            self._cuda.cuInit(0)
+            or self._cuda.cuDeviceGetCount(ctypes.byref(count))
+            or not count.value
+        ):
             raise OSError("no GPU")
         self._call("cuDeviceGet", ctypes.byref(device), 0)
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
@@ -44,5 +46,3 @@ class Driver:
         source = array.ctypes.data_as(ctypes.c_void_p)
         self._call("cuMemcpyHtoD_v2", pointer, source, ctypes.c_size_t(array.nbytes))
         return pointer
-
-

@@ -1,9 +1,10 @@
 """python -m fastlm.emulator, as a person uses it."""
 
 import pytest
-from .conftest import KERNELS
 
 from fastlm.emulator.command import main
+
+from .conftest import KERNELS
 
 
 @pytest.fixture
@@ -26,7 +27,17 @@ def test_check_passes_a_correct_kernel(faults, capsys):
 
 
 def test_run_shows_results_and_counters(faults, capsys):
-    command = ["run", faults, "--kernel", "counter_atomic", "--grid", "2", "--block", "64", "i32[1]"]
+    command = [
+        "run",
+        faults,
+        "--kernel",
+        "counter_atomic",
+        "--grid",
+        "2",
+        "--block",
+        "64",
+        "i32[1]",
+    ]
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "i32[1]: [128]" in printed and "counts, not times" in printed and "atomic 128" in printed

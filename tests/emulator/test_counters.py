@@ -36,7 +36,9 @@ def test_uncoalesced_copy_touches_a_sector_for_each_lane(counted):
     assert c.sectors_per_request == 32
 
 
-@pytest.mark.parametrize("kernel, conflicts", [("matrix_no_conflicts", 0), ("matrix_conflicts", 28)])
+@pytest.mark.parametrize(
+    "kernel, conflicts", [("matrix_no_conflicts", 0), ("matrix_conflicts", 28)]
+)
 def test_ldmatrix_bank_conflicts(counted, kernel, conflicts):
     """Rows 128 bytes apart share their four banks: each of 4 matrices takes 8 wavefronts, not 1."""
     run = counted[kernel]

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+
+from fastlm import emulator
+
 from .fault_cases import FAULTS, WRONG_NUMBERS
 from .test_fused_kernels import run_attention
 from .test_hopper import run_gemm
-
-from fastlm import emulator
 
 
 @pytest.mark.parametrize("fault", [f for f in FAULTS if f.found], ids=lambda f: f.name)

@@ -9,7 +9,7 @@ SHARED = 5 * 64 * 64 * 2
 
 
 def run_gemm(cuda, kernel="hopper_gemm", m=150, n=72, k=328, **options):
-    """(c, truth): k = 328 is six steps of 64, so both stages are refilled; no side is a multiple."""
+    """(c, truth): 328 is six steps of 64, so both stages are refilled; no side is a multiple."""
     a, b = torch.randn(m, k).bfloat16(), torch.randn(n, k).bfloat16()
     c = torch.full((m, n), float("nan")).bfloat16()
     maps = [emulator.tensor_map(x, (64, 64)) for x in (a, b, c)]

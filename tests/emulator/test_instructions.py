@@ -1,16 +1,34 @@
-"""Each instruction on special and random values: against the ISA, and against a GPU if there is one."""
+"""Each instruction on special and random values: against the ISA, and a GPU if there is one."""
 
 import numpy as np
 import pytest
-from .cuda_driver import Driver
-from .instruction_table import DTYPES, LANES, ROWS
 
 from fastlm import emulator
 from fastlm.emulator.types import type_bytes
 
-SPECIAL_FLOATS = [0.0, -0.0, 1.0, -1.5, 0.5, 2.5, -2.5, np.inf, -np.inf, np.nan, 1e-40, -1e-40, 255.5,
-                  3e38, -3e38, 65520.0, 2.0**31, 1 + 2.0**-8, 1 + 3 * 2.0**-8]  # fmt: skip
-SPECIAL_INTEGERS = [0, 1, 2, 31, 32, 33, 0x7FFFFFFF, -1, -2, -0x80000000, 0x3210, 0x7654, 0xBA98, 127, 128]
+from .cuda_driver import Driver
+from .instruction_rows import ROWS
+from .instruction_table import DTYPES, LANES
+
+SPECIAL_FLOATS = [0.0, -0.0, 1.0, -1.5, 0.5, 2.5, -2.5, np.inf, -np.inf, np.nan, 1e-40, -1e-40,
+                  255.5, 3e38, -3e38, 65520.0, 2.0**31, 1 + 2.0**-8, 1 + 3 * 2.0**-8]  # fmt: skip
+SPECIAL_INTEGERS = [
+    0,
+    1,
+    2,
+    31,
+    32,
+    33,
+    0x7FFFFFFF,
+    -1,
+    -2,
+    -0x80000000,
+    0x3210,
+    0x7654,
+    0xBA98,
+    127,
+    128,
+]
 
 
 def inputs(kind, position):
@@ -114,7 +132,11 @@ def test_instruction(emulated, i):
     operands = [column(emulated[j], i, row.kind) for j in range(row.arity)]
     with np.errstate(all="ignore"):
         expected = np.asarray(row.expected(*operands))
-        expected = expected.astype(DTYPES[row.result]) if expected.dtype.kind != "b" else expected.astype(np.uint32)
+        expected = (
+            expected.astype(DTYPES[row.result])
+            if expected.dtype.kind != "b"
+            else expected.astype(np.uint32)
+        )
     result = column(emulated[3], i, row.result)
     wrong = differences(result, expected, row)
     lanes = [([o[k] for o in operands], result[k], expected[k]) for k in wrong[:4]]
@@ -131,6 +153,8 @@ def test_table_on_a_gpu(emulated):
     wrong = [
         row.text
         for i, row in enumerate(ROWS)
-        if len(differences(column(emulated[3], i, row.result), column(arrays[3], i, row.result), row))
+        if len(
+            differences(column(emulated[3], i, row.result), column(arrays[3], i, row.result), row)
+        )
     ]
     assert not wrong

@@ -47,7 +47,9 @@ def test_indirect_call(language, which, expected):
     assert y.item() == expected
 
 
-@pytest.mark.parametrize("kernel, dtype", [("half_pairs", torch.half), ("bfloat_pairs", torch.bfloat16)])
+@pytest.mark.parametrize(
+    "kernel, dtype", [("half_pairs", torch.half), ("bfloat_pairs", torch.bfloat16)]
+)
 def test_packed_arithmetic(language, kernel, dtype):
     a, b = torch.tensor([1.5, -3.25], dtype=dtype), torch.tensor([0.3, 7.0], dtype=dtype)
     y = torch.zeros(8, 2, dtype=dtype)

@@ -1,6 +1,7 @@
 """Every layout rule is proved: breaking it makes a kernel of an independent compiler wrong."""
 
 import pytest
+
 from .mutations import MUTATIONS, notices
 
 

@@ -37,7 +37,8 @@ def test_unknown_instruction_is_named_with_its_line():
         ("ld.global.compressed.b32 %r1, [%rd1];", "compressed"),
         ("cvt.rn.scaled.f32.s32 %f1, %r1;", "scaled"),
         ("mma.sync.aligned.m16n8k16.row.col.satfinite.f32.bf16.bf16.f32 "
-         "{%f0, %f1, %f2, %f3}, {%r0, %r1, %r2, %r3}, {%r4, %r5}, {%f0, %f1, %f2, %f3};", "satfinite"),
+         "{%f0, %f1, %f2, %f3}, {%r0, %r1, %r2, %r3}, {%r4, %r5}, {%f0, %f1, %f2, %f3};",
+         "satfinite"),
     ],
 )  # fmt: skip
 def test_unknown_modifier_is_never_skipped(line, modifier):
@@ -153,7 +154,9 @@ def test_memory_that_was_not_given_is_out_of_bounds():
     x = torch.zeros(4, dtype=torch.int32)
     run(store, x)
     assert x.tolist() == [0, 7, 0, 0]
-    with pytest.raises(emulator.KernelError, match=r"4 bytes at byte 4 of argument 0 \(p\), which has 4"):
+    with pytest.raises(
+        emulator.KernelError, match=r"4 bytes at byte 4 of argument 0 \(p\), which has 4"
+    ):
         run(store, torch.zeros(1, dtype=torch.int32))
     # A raw address says nothing about its size: without `memory` the check is off, with it, on.
     run(store, x.data_ptr())

@@ -1,10 +1,11 @@
 """Conformance: an independent code generator's kernels give right answers, and no false alarm."""
 
 import pytest
-from . import triton_cases
-from .triton_cases import ARCHES, CASES, MODES, run
 
 from fastlm import emulator
+
+from . import triton_cases
+from .triton_cases import ARCHES, CASES, MODES, run
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -34,11 +35,15 @@ def test_every_proxy_fence_is_needed(case, monkeypatch):
 
 @pytest.mark.parametrize("barrier", range(3))
 def test_removed_barrier_is_a_race(barrier, monkeypatch):
-    """Barriers of Triton's softmax guard its two reductions: the middle of each is found missing."""
+    """Each of the three barriers that guard the two reductions of Triton's softmax is needed."""
     text = triton_cases.fixture("softmax_rows_sm80")
     parts = text.split("bar.sync \t0;")
     assert len(parts) > 3
-    without = "bar.sync \t0;".join(parts[: barrier + 1]) + ";" + "bar.sync \t0;".join(parts[barrier + 1 :])
+    without = (
+        "bar.sync \t0;".join(parts[: barrier + 1])
+        + ";"
+        + "bar.sync \t0;".join(parts[barrier + 1 :])
+    )
     monkeypatch.setattr(triton_cases, "fixture", lambda _: without)
     with pytest.raises(emulator.KernelError, match="data race"):
         run(triton_cases.softmax, 80, races=True)

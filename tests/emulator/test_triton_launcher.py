@@ -27,7 +27,9 @@ def kernels():
 def test_launch_as_on_a_gpu(kernels, dtype, arch):
     x = torch.randn(3, 100).to(dtype)
     y = torch.full_like(x, float("nan"))
-    emulator.triton_launcher(kernels.softmax_rows, arch=arch)[(3,)](x, y, 100, BLOCK=128, num_warps=2)
+    emulator.triton_launcher(kernels.softmax_rows, arch=arch)[(3,)](
+        x, y, 100, BLOCK=128, num_warps=2
+    )
     torch.testing.assert_close(y, x.float().softmax(-1).to(dtype))
 
 
@@ -36,7 +38,9 @@ def test_grid_from_the_constants_and_counters(kernels):
     launcher = emulator.triton_launcher(kernels.column_sums, counters=True)
     launcher[lambda meta: (triton.cdiv(40, meta["ROWS"]),)](x, sums, 40, 64, ROWS=16, COLS=64)
     torch.testing.assert_close(sums, x.sum(0))
-    assert launcher.counters.global_read == x.nbytes + sums.nbytes * 3  # atomics read what they change
+    assert (
+        launcher.counters.global_read == x.nbytes + sums.nbytes * 3
+    )  # atomics read what they change
 
 
 def test_integer_one_becomes_a_constant(kernels):
@@ -48,7 +52,7 @@ def test_integer_one_becomes_a_constant(kernels):
 
 def test_a_fault_in_a_triton_kernel_is_found(kernels):
     x, y = torch.randn(2, 100), torch.zeros(1, 100)
-    with pytest.raises(emulator.KernelError, match="global memory write .* argument 1") as error:
+    with pytest.raises(emulator.KernelError, match=r"global memory write .* argument 1") as error:
         emulator.triton_launcher(kernels.softmax_rows)[(2,)](x, y, 100, BLOCK=128)
     assert "triton_kernels.py:" in error.value.where
 
@@ -59,7 +63,9 @@ def test_what_cannot_be_launched():
 
 
 def liger_kernels():
-    return pytest.importorskip("liger_kernel.ops.cross_entropy", reason="liger-kernel is not installed")
+    return pytest.importorskip(
+        "liger_kernel.ops.cross_entropy", reason="liger-kernel is not installed"
+    )
 
 
 @pytest.mark.parametrize("detectors", [{}, {"races": True, "uninitialized": True}], ids=str)
@@ -72,7 +78,8 @@ def test_a_kernel_of_another_package_raises_no_alarm(detectors):
     y, rstd = torch.full_like(x, float("nan")), torch.zeros(4)
     values = {"Y_ptr": y, "Y_row_stride": 300, "X_ptr": x, "X_row_stride": 300, "W_ptr": weight,
               "W_row_stride": 1, "RSTD_ptr": rstd, "RSTD_row_stride": 1, "n_cols": 300, "eps": 1e-6,
-              "offset": 0.0, "casting_mode": 0, "elementwise_affine": True, "BLOCK_SIZE": 512}  # fmt: skip
+              "offset": 0.0, "casting_mode": 0, "elementwise_affine": True,
+              "BLOCK_SIZE": 512}  # fmt: skip
     emulator.triton_launcher(rms_norm, **detectors)[(4,)](**values)
     truth = torch.nn.functional.rms_norm(x.float(), (300,), weight.float(), 1e-6)
     assert ((y.float() - truth).abs() <= 2 * 2**-8 * truth.abs() + 1e-6).all()

@@ -1,5 +1,6 @@
-// Integer and floating-point arithmetic as PTX defines it, where C++ differs or leaves it undefined.
-// T is the instruction's type: uint32_t for .u32, int32_t for .s32, float for .f32 and so on.
+// Integer and floating-point arithmetic as PTX defines it, where C++ differs or leaves it
+// undefined. T is the instruction's type: uint32_t for .u32, int32_t for .s32, float for .f32 and
+// so on.
 #pragma once
 #include <cstdint>
 
@@ -7,7 +8,8 @@ namespace emulator {
 
 template <class T> constexpr bool is_signed_type = T(-1) < T(0);
 template <class T> constexpr int bits_of = 8 * int(sizeof(T));
-template <class T> constexpr T lowest_of = is_signed_type<T> ? T(uint64_t(1) << (bits_of<T> - 1)) : T(0);
+template <class T>
+constexpr T lowest_of = is_signed_type<T> ? T(uint64_t(1) << (bits_of<T> - 1)) : T(0);
 template <class T> constexpr T highest_of = T(~lowest_of<T>);
 
 // Shifts by the width or more give 0, or the sign (C++ leaves them undefined).
@@ -20,10 +22,14 @@ template <class T> inline T shift_right(T v, uint32_t n) {
 }
 
 template <class T> inline T multiply_high(T a, T b) {
-  if constexpr (sizeof(T) < 8 && is_signed_type<T>) return T((int64_t(a) * int64_t(b)) >> bits_of<T>);
-  else if constexpr (sizeof(T) < 8) return T((uint64_t(a) * uint64_t(b)) >> bits_of<T>);
-  else if constexpr (is_signed_type<T>) return T((__int128(a) * __int128(b)) >> 64);
-  else return T((static_cast<unsigned __int128>(a) * b) >> 64);
+  if constexpr (sizeof(T) < 8 && is_signed_type<T>)
+    return T((int64_t(a) * int64_t(b)) >> bits_of<T>);
+  else if constexpr (sizeof(T) < 8)
+    return T((uint64_t(a) * uint64_t(b)) >> bits_of<T>);
+  else if constexpr (is_signed_type<T>)
+    return T((__int128(a) * __int128(b)) >> 64);
+  else
+    return T((static_cast<unsigned __int128>(a) * b) >> 64);
 }
 // x / 0 and lowest / -1 trap on the host; on the GPU they give all ones and lowest.
 template <class T> inline T divide(T a, T b) {
@@ -49,11 +55,13 @@ template <class T> inline T bit_field_extract(T v, uint32_t position, uint32_t l
   position &= 255, length &= 255;
   T result = 0;
   const T sign = T(v >> (position + length - 1 < uint32_t(bits_of<T>) ? position + length - 1
-                                                                     : bits_of<T> - 1)) & 1;
+                                                                      : bits_of<T> - 1)) &
+                 1;
   for (uint32_t i = 0; i < uint32_t(bits_of<T>); ++i) {
     const bool in_field = i < length && position + i < uint32_t(bits_of<T>);
-    const T bit = length == 0 ? T(0) : in_field ? T(T(v >> (position + i)) & 1)
-                                                : T(is_signed_type<T> ? sign : T(0));
+    const T bit = length == 0 ? T(0)
+                  : in_field  ? T(T(v >> (position + i)) & 1)
+                              : T(is_signed_type<T> ? sign : T(0));
     result = T(result | T(uint64_t(bit) << i));
   }
   return result;
@@ -104,8 +112,12 @@ inline uint32_t funnel_right(uint32_t low, uint32_t high, uint32_t n) {
 }
 
 // ---- 16-bit floats, computed in float and rounded once
-struct half { uint16_t bits; };
-struct bfloat { uint16_t bits; };
+struct half {
+  uint16_t bits;
+};
+struct bfloat {
+  uint16_t bits;
+};
 inline float widen(float v) { return v; }
 inline double widen(double v) { return v; }
 inline float widen(half v) { return float(__builtin_bit_cast(_Float16, v.bits)); }
@@ -169,8 +181,12 @@ template <class F> inline F maximum(F a, F b) {
   if (a == b) return __builtin_signbit(a) ? b : a;
   return a > b ? a : b;
 }
-template <class F> inline F minimum_nan(F a, F b) { return a != a ? a : b != b ? b : minimum(a, b); }
-template <class F> inline F maximum_nan(F a, F b) { return a != a ? a : b != b ? b : maximum(a, b); }
+template <class F> inline F minimum_nan(F a, F b) {
+  return a != a ? a : b != b ? b : minimum(a, b);
+}
+template <class F> inline F maximum_nan(F a, F b) {
+  return a != a ? a : b != b ? b : maximum(a, b);
+}
 
 // Out of range saturates and NaN gives 0: cvt's rule. v is already an integer value.
 template <class T, class F> inline T to_integer(F v) {

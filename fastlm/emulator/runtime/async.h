@@ -1,8 +1,8 @@
 // Asynchronous copies and warpgroup products: what is in flight, and when it lands.
 //
-// Two modes. Early: done at issue. Late: a destination holds NaN until the program has waited as the
-// ISA asks, and a source is read only then; code that waits too little computes with NaN or reads
-// what has been overwritten since.
+// Two modes. Early: done at issue. Late: a destination holds NaN until the program has waited as
+// the ISA asks, and a source is read only then; code that waits too little computes with NaN or
+// reads what has been overwritten since.
 #pragma once
 #include "copies.h"
 #include "machine.h"

@@ -6,14 +6,14 @@
 namespace emulator {
 
 // Replaces *p by update(*p) and returns what was there.
-template <class T, class Update>
-inline T atomic_update(char* p, Update update) {
+template <class T, class Update> inline T atomic_update(char* p, Update update) {
   T* at = reinterpret_cast<T*>(p);
   T before, after;
   __atomic_load(at, &before, __ATOMIC_RELAXED);
   do {
     after = update(before);
-  } while (!__atomic_compare_exchange(at, &before, &after, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED));
+  } while (
+      !__atomic_compare_exchange(at, &before, &after, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED));
   return before;
 }
 

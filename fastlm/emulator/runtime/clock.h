@@ -9,7 +9,7 @@
 namespace emulator {
 
 struct Clock {
-  std::vector<uint32_t> threads;  // of the own block; empty: nothing known
+  std::vector<uint32_t> threads;                      // of the own block; empty: nothing known
   std::map<uint64_t, std::vector<uint32_t>> foreign;  // by block number
 
   static void join_threads(std::vector<uint32_t>& into, const std::vector<uint32_t>& other) {
@@ -18,8 +18,10 @@ struct Clock {
   }
   // `other` was made by a thread of block `from`, this one belongs to block `own`.
   void join(const Clock& other, uint64_t from, uint64_t own) {
-    if (from == own) join_threads(threads, other.threads);
-    else join_threads(foreign[from], other.threads);
+    if (from == own)
+      join_threads(threads, other.threads);
+    else
+      join_threads(foreign[from], other.threads);
     for (const auto& [block, known] : other.foreign)
       join_threads(block == own ? threads : foreign[block], known);
   }

@@ -31,8 +31,10 @@ void copy_async(Thread& t, uint32_t site, uint64_t destination, uint64_t source,
   // A reader of the old data races with this write as soon as it is issued.
   observe(t, site, kShared, destination, bytes, kWrite | kInFlight);
   const AsyncCopy copy{uint32_t(destination), bytes, source_bytes, site, source};
-  if (request_of(t).late_copies) std::memset(t.block->shared + destination, 0xff, bytes);
-  else land(t, copy);
+  if (request_of(t).late_copies)
+    std::memset(t.block->shared + destination, 0xff, bytes);
+  else
+    land(t, copy);
   if (block_of(t).launch->kernel.async_proxy) mark_generic_write(t, copy.destination, bytes);
   state(t).copies.push_back(copy);
 }
@@ -60,14 +62,17 @@ void wait_copies(Thread& t, uint32_t groups_left) {
 
 void finish_copies(ThreadState& t) {
   if (!t.copies.empty())
-    fail(t, t.copies.front().site, "thread exits with %zu cp.async not waited for", t.copies.size());
+    fail(t, t.copies.front().site, "thread exits with %zu cp.async not waited for",
+         t.copies.size());
   const AsyncEngine& engine = *t.home->engine;
   for (const BulkCopy& store : engine.stores)
     if (store.issuer == t.index)
-      fail(t, store.site, "thread exits before its bulk store has read shared memory: "
+      fail(t, store.site,
+           "thread exits before its bulk store has read shared memory: "
            "cp.async.bulk.wait_group is missing");
   if (t.home->alive == 1 && !engine.loads.empty())
-    fail(t, engine.loads.front().site, "block exits while a bulk load is in flight: nobody waits "
+    fail(t, engine.loads.front().site,
+         "block exits while a bulk load is in flight: nobody waits "
          "on its mbarrier");
   if (!engine.warpgroups[t.index / 128].pending.empty())
     fail(t, engine.warpgroups[t.index / 128].pending.front().site,
@@ -106,8 +111,10 @@ void check_proxy(Thread& t, uint32_t site, uint32_t offset, uint32_t bytes, cons
   if (writer.empty()) return;
   for (uint32_t i = offset; i < offset + bytes; ++i)
     if (writer[i])
-      fail(t, site, "%s reads shared memory (offset %u) that thread %u of the block wrote with an "
-           "ordinary store and no fence.proxy.async", reader, i, writer[i] - 1u);
+      fail(t, site,
+           "%s reads shared memory (offset %u) that thread %u of the block wrote with an "
+           "ordinary store and no fence.proxy.async",
+           reader, i, writer[i] - 1u);
 }
 
 }  // namespace emulator

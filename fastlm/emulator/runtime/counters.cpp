@@ -27,7 +27,8 @@ uint64_t wavefronts(const std::vector<uint64_t>& addresses, uint32_t bytes) {
   for (size_t begin = 0; begin < addresses.size(); begin += group) {
     std::set<uint64_t> words[kBanks];
     for (size_t i = begin; i < std::min(begin + group, addresses.size()); ++i)
-      for (uint64_t w = addresses[i] / kBankBytes; w <= (addresses[i] + bytes - 1) / kBankBytes; ++w)
+      for (uint64_t w = addresses[i] / kBankBytes; w <= (addresses[i] + bytes - 1) / kBankBytes;
+           ++w)
         words[w % kBanks].insert(w);
     size_t busiest = 0;
     for (const auto& bank : words) busiest = std::max(busiest, bank.size());
@@ -63,8 +64,8 @@ void Observer::count_requests(const Requests& requests, uint64_t* counters) {
     const uint64_t bytes = addresses.size() * requests.bytes;
     const Counter first = matrix ? kMatrixRequests : shared ? kSharedRequests : kGlobalRequests;
     counters[first] += 1;
-    counters[first + 1] += shared ? wavefronts(addresses, requests.bytes)
-                                  : sectors(addresses, requests.bytes);
+    counters[first + 1] +=
+        shared ? wavefronts(addresses, requests.bytes) : sectors(addresses, requests.bytes);
     counters[first + 2] += divide_up(bytes, shared ? kBanks * kBankBytes : kSectorBytes);
   }
 }

@@ -1,4 +1,5 @@
-// Everything a translated kernel needs, and nothing of the standard library but fixed-width integers.
+// Everything a translated kernel needs, and nothing of the standard library but fixed-width
+// integers.
 #pragma once
 #include "arithmetic.h"
 #include "atomics.h"

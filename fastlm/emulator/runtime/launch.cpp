@@ -28,7 +28,7 @@ void on_fault(int signal, siginfo_t* info, void*) {
 class FaultHandler {
  public:
   FaultHandler() {
-    struct sigaction action {};
+    struct sigaction action{};
     action.sa_sigaction = on_fault;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
     sigaction(SIGSEGV, &action, &segv_);
@@ -63,7 +63,8 @@ void report_fault(Worker& worker) {
   const uint64_t below = t.stack - fault_address;
   char text[160];
   if (below - 1 < 4096)
-    std::snprintf(text, sizeof text, "stack overflow: recursion or local arrays of more than %llu KiB",
+    std::snprintf(text, sizeof text,
+                  "stack overflow: recursion or local arrays of more than %llu KiB",
                   static_cast<unsigned long long>(kStackBytes / 1024));
   else
     std::snprintf(text, sizeof text, "access to invalid memory at address 0x%llx",
@@ -76,15 +77,18 @@ void run_worker(Launch& launch, uint64_t seed) {
   Worker worker(launch, seed);
   sigjmp_buf here;
   landing = &here;
-  if (sigsetjmp(here, 1) == 0) worker.run();
-  else report_fault(worker);
+  if (sigsetjmp(here, 1) == 0)
+    worker.run();
+  else
+    report_fault(worker);
   landing = nullptr;
 }
 
 void check_request(const Request& request, const KernelInfo& kernel) {
   const uint64_t threads = uint64_t(request.block[0]) * request.block[1] * request.block[2];
   if (threads == 0 || threads > 1024)
-    throw std::string("the block has " + std::to_string(threads) + " threads; 1 to 1024 are possible");
+    throw std::string("the block has " + std::to_string(threads) +
+                      " threads; 1 to 1024 are possible");
   if (!request.grid[0] || !request.grid[1] || !request.grid[2])
     throw std::string("the grid is empty");
   const uint64_t shared = uint64_t(kernel.static_shared) + request.dynamic_shared;
@@ -129,9 +133,10 @@ void fail_bounds(Thread& t, uint32_t site, Space space, uint64_t address, uint32
                  uint32_t access) {
   const char* what = access & kWrite ? "write" : "read";
   if (space == kShared)
-    fail(t, site, "shared memory %s out of bounds: %u bytes at offset %lld, the block has %u bytes "
-         "and its arrays have gaps between them", what, bytes, static_cast<long long>(address),
-         t.block->shared_bytes);
+    fail(t, site,
+         "shared memory %s out of bounds: %u bytes at offset %lld, the block has %u bytes "
+         "and its arrays have gaps between them",
+         what, bytes, static_cast<long long>(address), t.block->shared_bytes);
   // Name the buffer that ends (or begins) nearest to the address.
   int nearest = -1;
   uint64_t distance = ~0ull;
@@ -144,14 +149,14 @@ void fail_bounds(Thread& t, uint32_t site, Space space, uint64_t address, uint32
   }
   if (nearest < 0) fail(t, site, "global memory %s: the launch has no buffer at all", what);
   const Range& range = t.ranges[nearest];
-  fail(t, site, "global memory %s out of bounds: %u bytes at byte %lld of buffer #%d, which has %llu",
-       what, bytes, static_cast<long long>(address - range.begin), nearest,
+  fail(t, site,
+       "global memory %s out of bounds: %u bytes at byte %lld of buffer #%d, which has %llu", what,
+       bytes, static_cast<long long>(address - range.begin), nearest,
        static_cast<unsigned long long>(range.bytes));
 }
 
-extern "C" EMULATOR_EXPORT int emulator_launch(const KernelInfo* kernel, const Request* request, Result* result) {
-  static std::mutex one_at_a_time;  // the fault handler belongs to the process
-  const std::lock_guard<std::mutex> lock(one_at_a_time);
+extern "C" EMULATOR_EXPORT int emulator_launch(const KernelInfo* kernel, const Request* request,
+                                               Result* result) {
   try {
     check_request(*request, *kernel);
     Launch launch(*request, *kernel, *result);

@@ -1,8 +1,9 @@
 // The machine behind the kernels: launches, workers, resident blocks, warps and their threads.
 //
 // A worker (one OS thread) runs one fiber at a time. It stays in a block until nothing there can
-// run; when only spinning threads are left it goes on to another resident block or starts a new one,
-// so a kernel whose blocks wait for each other finishes as it would on a GPU that holds them all.
+// run; when only spinning threads are left it goes on to another resident block or starts a new
+// one, so a kernel whose blocks wait for each other finishes as it would on a GPU that holds them
+// all.
 #pragma once
 #include <atomic>
 #include <cstddef>
@@ -96,11 +97,11 @@ struct ThreadState : Thread {
   const char* waiting_for;
   uint32_t waiting_site;
   bool done;
-  std::vector<AsyncCopy> copies;        // committed and open cp.async, in order
-  std::vector<uint32_t> copy_groups;    // ends of the committed groups in `copies`
+  std::vector<AsyncCopy> copies;         // committed and open cp.async, in order
+  std::vector<uint32_t> copy_groups;     // ends of the committed groups in `copies`
   std::vector<SharedVariable> unfenced;  // written through the generic proxy, no proxy fence yet
-  Clock clock;                          // what happened before now, as far as this thread knows
-  Clock fence, block_fence, acquired;   // what its fences publish, and will make it know
+  Clock clock;                           // what happened before now, as far as this thread knows
+  Clock fence, block_fence, acquired;    // what its fences publish, and will make it know
 };
 
 struct BlockState : Block {
@@ -112,9 +113,9 @@ struct BlockState : Block {
   Warp warps[32];
   Barrier barriers[16];
   char* arena;
-  std::vector<uint16_t> generic_writer;    // per byte: 1 + the thread whose write is not fenced yet
-  std::vector<SharedVariable> published;   // unfenced writes that a barrier has made known since
-  std::unique_ptr<AsyncEngine> engine;     // TMA and wgmma in flight
+  std::vector<uint16_t> generic_writer;   // per byte: 1 + the thread whose write is not fenced yet
+  std::vector<SharedVariable> published;  // unfenced writes that a barrier has made known since
+  std::unique_ptr<AsyncEngine> engine;    // TMA and wgmma in flight
 
   BlockState(Worker&, Launch&, uint32_t thread_count);
   ~BlockState();
@@ -160,7 +161,9 @@ void finish_thread(ThreadState&);
 void record_failure(Thread&, uint32_t site, uint32_t other_site, const std::string& text);
 [[noreturn]] void leave(Thread&);  // abandons the launch after record_failure
 // Records that something happened which a spinning thread may have waited for.
-inline void progress(Thread& t) { block_of(t).launch->progress.fetch_add(1, std::memory_order_relaxed); }
+inline void progress(Thread& t) {
+  block_of(t).launch->progress.fetch_add(1, std::memory_order_relaxed);
+}
 
 // Every lane of `mask` calls with its operands; the last to come runs `leader(operands, mask)` for
 // all, and all go on. Lanes of an `aligned` collective must come from the same instruction.

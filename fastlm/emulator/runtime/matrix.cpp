@@ -18,7 +18,9 @@ float element(Format format, uint32_t pair, int which) {
 
 // Fragment layouts (PTX ISA, "Matrix Fragments for mma.m16n8k16"): lane = 4 * group + place.
 uint32_t a_row(uint32_t lane, int reg) { return lane / 4 + 8 * (reg & 1); }
-uint32_t a_column(uint32_t lane, int reg, int which) { return 2 * (lane % 4) + which + 8 * (reg >> 1); }
+uint32_t a_column(uint32_t lane, int reg, int which) {
+  return 2 * (lane % 4) + which + 8 * (reg >> 1);
+}
 uint32_t b_row(uint32_t lane, int reg, int which) { return 2 * (lane % 4) + which + 8 * reg; }
 uint32_t b_column(uint32_t lane) { return lane / 4; }
 uint32_t c_row(uint32_t lane, int i) { return lane / 4 + 8 * (i >> 1); }
@@ -37,9 +39,12 @@ float get_sum(const uint32_t* c, int i, bool half_sums) {
   return half_sums ? element(Format::kHalf, c[i / 2], i & 1) : __builtin_bit_cast(float, c[i]);
 }
 void put_sum(uint32_t* d, int i, bool half_sums, float value) {
-  if (!half_sums) d[i] = __builtin_bit_cast(uint32_t, value);
-  else if (i & 1) d[i / 2] |= uint32_t(narrow_half(value).bits) << 16;
-  else d[i / 2] = narrow_half(value).bits;
+  if (!half_sums)
+    d[i] = __builtin_bit_cast(uint32_t, value);
+  else if (i & 1)
+    d[i / 2] |= uint32_t(narrow_half(value).bits) << 16;
+  else
+    d[i / 2] = narrow_half(value).bits;
 }
 
 // One 16-byte row of a matrix, as its address's lane sees it.
@@ -47,7 +52,8 @@ struct MatrixOperands {
   uint16_t row[8];
   uint32_t* registers;
 };
-uint16_t& matrix_element(void** operands, uint32_t matrix, uint32_t lane, int which, bool transposed) {
+uint16_t& matrix_element(void** operands, uint32_t matrix, uint32_t lane, int which,
+                         bool transposed) {
   const uint32_t across = 2 * (lane % 4) + which, down = lane / 4;
   const uint32_t row = transposed ? across : down, column = transposed ? down : across;
   return static_cast<MatrixOperands*>(operands[8 * matrix + row])->row[column];
@@ -69,11 +75,13 @@ void mma(Thread& t, uint32_t site, Format format, uint32_t depth, bool half_sums
       const auto& in = *static_cast<MmaOperands*>(operands[lane]);
       for (int reg = 0; reg < int(depth) / 4; ++reg)
         for (int which = 0; which < 2; ++which)
-          matrix_a[a_row(lane, reg)][a_column(lane, reg, which)] = element(format, in.a[reg], which);
+          matrix_a[a_row(lane, reg)][a_column(lane, reg, which)] =
+              element(format, in.a[reg], which);
       for (int reg = 0; reg < int(depth) / 8; ++reg)
         for (int which = 0; which < 2; ++which)
           matrix_b[b_row(lane, reg, which)][b_column(lane)] = element(format, in.b[reg], which);
-      for (int i = 0; i < 4; ++i) sums[c_row(lane, i)][c_column(lane, i)] = get_sum(in.c, i, half_sums);
+      for (int i = 0; i < 4; ++i)
+        sums[c_row(lane, i)][c_column(lane, i)] = get_sum(in.c, i, half_sums);
     }
     for (int m = 0; m < kM; ++m)
       for (uint32_t k = 0; k < depth; ++k)
@@ -87,7 +95,8 @@ void mma(Thread& t, uint32_t site, Format format, uint32_t depth, bool half_sums
   collective(t, "mma.sync", ~0u, &mine, site, true, multiply);
 }
 
-void ldmatrix(Thread& t, uint32_t site, uint32_t count, bool transposed, uint64_t row, uint32_t* d) {
+void ldmatrix(Thread& t, uint32_t site, uint32_t count, bool transposed, uint64_t row,
+              uint32_t* d) {
   MatrixOperands mine{{}, d};
   if (t.lane < 8 * count) std::memcpy(mine.row, row_at(t, site, row, kRead), sizeof mine.row);
   collective(t, "ldmatrix", ~0u, &mine, site, true, [=](void** operands, uint32_t) {

@@ -10,14 +10,15 @@ enum class Format : uint32_t { kHalf, kBfloat };
 // c and d are four floats, or two registers of half pairs when `half_sums`.
 void mma(Thread&, uint32_t site, Format, uint32_t depth, bool half_sums, uint32_t* d,
          const uint32_t* a, const uint32_t* b, const uint32_t* c);
-// `count` 8x8 matrices of 16-bit elements; lane 8i + r gives the shared address of row r of matrix i.
+// `count` 8x8 matrices of 16-bit elements; lane 8i + r gives the shared address of row r of matrix
+// i.
 void ldmatrix(Thread&, uint32_t site, uint32_t count, bool transposed, uint64_t row, uint32_t* d);
 void stmatrix(Thread&, uint32_t site, uint32_t count, bool transposed, uint64_t row,
               const uint32_t* values);
 
 struct WgmmaOperands {
-  uint32_t* const* d;      // N / 2 accumulator registers of one thread
-  const uint32_t* a;       // four registers, or null when a is in shared memory
+  uint32_t* const* d;  // N / 2 accumulator registers of one thread
+  const uint32_t* a;   // four registers, or null when a is in shared memory
   uint64_t a_descriptor, b_descriptor;
   bool accumulate;
 };

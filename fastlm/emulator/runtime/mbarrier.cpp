@@ -96,7 +96,8 @@ bool mbarrier_test(Thread& t, uint32_t site, uint64_t address, uint32_t parity) 
     if (!passed()) return false;
   }
   BlockState& block = block_of(t);
-  if (block.launch->observer) state(t).clock.join(block.engine->clocks[uint32_t(address)].completed);
+  if (block.launch->observer)
+    state(t).clock.join(block.engine->clocks[uint32_t(address)].completed);
   return true;
 }
 

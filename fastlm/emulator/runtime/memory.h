@@ -11,16 +11,12 @@
 
 namespace emulator {
 
-template <class T>
-inline T peek(const char* p) {
+template <class T> inline T peek(const char* p) {
   T value;
   __builtin_memcpy(&value, p, sizeof value);
   return value;
 }
-template <class T>
-inline void poke(char* p, T value) {
-  __builtin_memcpy(p, &value, sizeof value);
-}
+template <class T> inline void poke(char* p, T value) { __builtin_memcpy(p, &value, sizeof value); }
 
 // `hint` is the range this instruction hit last: nearly always the same tensor again.
 template <uint32_t kBytes, uint32_t kAccess>
@@ -62,9 +58,7 @@ inline char* local_at(Thread& t, uint64_t address, uint32_t site) {
 inline bool is_shared(const Thread& t, uint64_t address) {
   return address - reinterpret_cast<uint64_t>(t.block->shared) < t.block->shared_bytes;
 }
-inline bool is_local(const Thread& t, uint64_t address) {
-  return address - t.stack < kStackBytes;
-}
+inline bool is_local(const Thread& t, uint64_t address) { return address - t.stack < kStackBytes; }
 inline uint64_t shared_to_generic(const Thread& t, uint64_t offset) {
   return reinterpret_cast<uint64_t>(t.block->shared) + offset;
 }
@@ -74,7 +68,8 @@ inline uint64_t generic_to_shared(const Thread& t, uint64_t address) {
 
 template <uint32_t kBytes, uint32_t kAccess>
 inline char* generic_at(Thread& t, uint64_t address, uint32_t site, uint8_t& hint) {
-  if (is_shared(t, address)) return shared_at<kBytes, kAccess>(t, generic_to_shared(t, address), site);
+  if (is_shared(t, address))
+    return shared_at<kBytes, kAccess>(t, generic_to_shared(t, address), site);
   if (is_local(t, address)) return local_at<kBytes, kAccess>(t, address, site);
   return global_at<kBytes, kAccess>(t, address, site, hint);
 }

@@ -13,8 +13,8 @@ constexpr uint64_t kPageBytes = 4096, kGranuleBytes = 2;
 std::string describe(const Record& record, uint32_t own_block, const BlockState& block) {
   const uint32_t* n = block.ntid;
   char text[128];
-  const char* what = record.access & kWrite ? (record.access & kRead ? "atomic update" : "write")
-                                            : "read";
+  const char* what =
+      record.access & kWrite ? (record.access & kRead ? "atomic update" : "write") : "read";
   std::snprintf(text, sizeof text, "%s by thread (%u, %u, %u)", what, record.thread % n[0],
                 record.thread / n[0] % n[1], record.thread / (n[0] * n[1]));
   std::string result = text;
@@ -81,14 +81,15 @@ void Observer::check_initialized(ThreadState& t, BlockTrace& trace, uint32_t sit
                                  uint32_t bytes, uint32_t access) {
   for (uint64_t at = offset; at < offset + bytes; ++at) {
     uint8_t& byte = trace.byte_states[at];
-    if (byte == kOutside)
-      fail_bounds(t, site, kShared, offset, bytes, access);
+    if (byte == kOutside) fail_bounds(t, site, kShared, offset, bytes, access);
     if ((access & kRead) && byte == kUnwritten && request_.detect_uninitialized)
       fail(t, site, "read of shared memory that nobody has written: offset %llu, %u bytes",
            static_cast<unsigned long long>(offset), bytes);
     if ((access & kRead) && byte == kCopying)
-      fail(t, site, "read of shared memory that an asynchronous copy is still to fill: offset %llu, "
-           "%u bytes", static_cast<unsigned long long>(offset), bytes);
+      fail(t, site,
+           "read of shared memory that an asynchronous copy is still to fill: offset %llu, "
+           "%u bytes",
+           static_cast<unsigned long long>(offset), bytes);
     if (access & kWrite) byte = access & kInFlight ? kCopying : kWritten;
   }
 }
@@ -102,15 +103,20 @@ Cell& Observer::cell_at(BlockTrace& trace, Space space, uint64_t granule) {
 
 void Observer::check_races(ThreadState& t, BlockTrace& trace, uint32_t site, Space space,
                            uint64_t address, uint32_t bytes, uint32_t access) {
-  Record now{static_cast<uint32_t>(t.home->number), t.clock.threads[t.index], site,
-             static_cast<uint16_t>(t.index), 0, static_cast<uint8_t>(access)};
+  Record now{static_cast<uint32_t>(t.home->number),
+             t.clock.threads[t.index],
+             site,
+             static_cast<uint16_t>(t.index),
+             0,
+             static_cast<uint8_t>(access)};
   for (uint64_t g = address / kGranuleBytes; g * kGranuleBytes < address + bytes; ++g) {
     const bool low = g * kGranuleBytes >= address, high = g * kGranuleBytes + 1 < address + bytes;
     now.bytes = static_cast<uint8_t>(low | high << 1);
     check_cell(t, cell_at(trace, space, g), now, g * kGranuleBytes, space);
   }
   // Shared offsets are made unlike those of other blocks and unlike host addresses.
-  if (access & kStrong) synchronize(t, space == kShared ? t.home->number << 20 | address : address, access);
+  if (access & kStrong)
+    synchronize(t, space == kShared ? t.home->number << 20 | address : address, access);
 }
 
 void Observer::check_cell(ThreadState& t, Cell& cell, const Record& now, uint64_t address,
@@ -120,10 +126,11 @@ void Observer::check_cell(ThreadState& t, Cell& cell, const Record& now, uint64_
   };
   const auto check = [&](const Record& before) {
     const bool both_strong = (before.access & kStrong) && (now.access & kStrong);
-    const bool same_scope = before.block == now.block ||
-                            !((before.access | now.access) & kBlockScope);
+    const bool same_scope =
+        before.block == now.block || !((before.access | now.access) & kBlockScope);
     if (!(before.bytes & now.bytes) || (both_strong && same_scope) || ordered(before)) return;
-    const bool stores = (before.access & now.access & kWrite) && !((before.access | now.access) & kRead);
+    const bool stores =
+        (before.access & now.access & kWrite) && !((before.access | now.access) & kRead);
     if (!stores || before.site != now.site) report_race(t, before, now, address, space);
     repeated_.push_back({before, now, address, space, value_at(t, space, address)});
   };
@@ -135,8 +142,8 @@ void Observer::check_cell(ThreadState& t, Cell& cell, const Record& now, uint64_
   }
   if (now.access & kUnrecorded) return;
   if (!ordered(cell.reader)) {
-    const bool same_warp = cell.reader.block == now.block &&
-                           cell.reader.thread / 32 == now.thread / 32;
+    const bool same_warp =
+        cell.reader.block == now.block && cell.reader.thread / 32 == now.thread / 32;
     (same_warp ? cell.neighbour : cell.stranger) = cell.reader;
   }
   cell.reader = now;

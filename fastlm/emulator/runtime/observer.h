@@ -13,7 +13,7 @@ namespace emulator {
 struct Record {
   uint32_t block, epoch, site;  // epoch 0: empty
   uint16_t thread;
-  uint8_t bytes;   // which of the granule's two
+  uint8_t bytes;  // which of the granule's two
   uint8_t access;
 };
 // Two bytes of memory: the last write, the last reader, and the last readers that were unordered
@@ -32,7 +32,8 @@ class Observer {
   // Threads may store one value together; called before another thread runs, this checks that the
   // stores which looked like that did not change anything.
   void settle(ThreadState&);
-  void access(ThreadState&, uint32_t site, Space, uint64_t address, uint32_t bytes, uint32_t access);
+  void access(ThreadState&, uint32_t site, Space, uint64_t address, uint32_t bytes,
+              uint32_t access);
 
   // Happens-before edges. `release` adds what the thread knows and starts its next epoch.
   void release(ThreadState&, Clock& into);
@@ -45,8 +46,8 @@ class Observer {
     std::vector<uint64_t> lanes[32];
   };
   struct BlockTrace {
-    std::vector<uint8_t> byte_states;  // of shared memory: see ByteState
-    std::vector<Cell> cells;           // of shared memory
+    std::vector<uint8_t> byte_states;                 // of shared memory: see ByteState
+    std::vector<Cell> cells;                          // of shared memory
     std::unordered_map<uint64_t, Requests> requests;  // by warp and site
   };
   using Page = std::vector<Cell>;
@@ -78,7 +79,7 @@ class Observer {
   std::vector<Repeated> repeated_;  // by the thread that runs
   std::unordered_map<uint64_t, BlockTrace> blocks_;
   std::unordered_map<uint64_t, Page> pages_;
-  std::unordered_map<uint64_t, Published> published_;                     // at an address
+  std::unordered_map<uint64_t, Published> published_;                      // at an address
   std::map<std::pair<uint64_t, uint64_t>, Published> published_in_block_;  // address and block
 };
 

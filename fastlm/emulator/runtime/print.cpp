@@ -12,8 +12,7 @@ namespace {
 class Arguments {
  public:
   explicit Arguments(const char* begin) : begin_(begin) {}
-  template <class T>
-  T next() {
+  template <class T> T next() {
     offset_ = (offset_ + sizeof(T) - 1) / sizeof(T) * sizeof(T);
     const T value = peek<T>(begin_ + offset_);
     offset_ += sizeof(T);

@@ -1,5 +1,5 @@
-// Directed rounding. Operands and results are volatile: compilers move arithmetic across a change of
-// the rounding mode, which they do not know.
+// Directed rounding. Operands and results are volatile: compilers move arithmetic across a change
+// of the rounding mode, which they do not know.
 #include "arithmetic.h"
 
 #include <cfenv>
@@ -27,12 +27,12 @@ class RoundingMode {
     const volatile T result = EXPRESSION;                 \
     return result;                                        \
   }
-#define EMULATOR_ROUNDED_TYPE(T)                                                                   \
-  EMULATOR_ROUNDED(T, add_rounded, (volatile T a, volatile T b, char mode), a + b)                 \
-  EMULATOR_ROUNDED(T, multiply_rounded, (volatile T a, volatile T b, char mode), a * b)            \
-  EMULATOR_ROUNDED(T, divide_rounded, (volatile T a, volatile T b, char mode), a / b)              \
-  EMULATOR_ROUNDED(T, sqrt_rounded, (volatile T a, char mode), std::sqrt(a))                       \
-  EMULATOR_ROUNDED(T, fma_rounded, (volatile T a, volatile T b, volatile T c, char mode),          \
+#define EMULATOR_ROUNDED_TYPE(T)                                                          \
+  EMULATOR_ROUNDED(T, add_rounded, (volatile T a, volatile T b, char mode), a + b)        \
+  EMULATOR_ROUNDED(T, multiply_rounded, (volatile T a, volatile T b, char mode), a* b)    \
+  EMULATOR_ROUNDED(T, divide_rounded, (volatile T a, volatile T b, char mode), a / b)     \
+  EMULATOR_ROUNDED(T, sqrt_rounded, (volatile T a, char mode), std::sqrt(a))              \
+  EMULATOR_ROUNDED(T, fma_rounded, (volatile T a, volatile T b, volatile T c, char mode), \
                    std::fma(a, b, c))
 EMULATOR_ROUNDED_TYPE(float)
 EMULATOR_ROUNDED_TYPE(double)

@@ -11,9 +11,9 @@
 namespace emulator {
 namespace {
 
-constexpr uint32_t kSpinTurns = 1u << 30;      // trips round loops before a thread is called stuck
-constexpr size_t kArenaBytes = 256 * 1024;     // more than any GPU's shared memory of a block
-constexpr size_t kArenaAlignment = 1024;       // swizzles repeat every 1024 bytes
+constexpr uint32_t kSpinTurns = 1u << 30;   // trips round loops before a thread is called stuck
+constexpr size_t kArenaBytes = 256 * 1024;  // more than any GPU's shared memory of a block
+constexpr size_t kArenaAlignment = 1024;    // swizzles repeat every 1024 bytes
 
 thread_local Worker* active_worker = nullptr;
 
@@ -39,8 +39,12 @@ uint32_t site_of(const Barrier& barrier) {
 }  // namespace
 
 BlockState::BlockState(Worker& worker, Launch& launch, uint32_t thread_count)
-    : Block{}, worker(&worker), launch(&launch), thread_count(thread_count),
-      threads(new ThreadState[thread_count]()), engine(new AsyncEngine) {
+    : Block{},
+      worker(&worker),
+      launch(&launch),
+      thread_count(thread_count),
+      threads(new ThreadState[thread_count]()),
+      engine(new AsyncEngine) {
   arena = static_cast<char*>(std::aligned_alloc(kArenaAlignment, kArenaBytes));
   const Request& request = launch.request;
   shared = arena;
@@ -130,8 +134,10 @@ void finish_thread(ThreadState& t) {
            slot.name);
   for (const Barrier& barrier : block.barriers)
     if (barrier.arrived && barrier.expected == block.thread_count)
-      fail(t, site_of(barrier), "a thread exits while %u others wait in a barrier of the whole "
-           "block: not every thread reaches it", barrier.arrived);
+      fail(t, site_of(barrier),
+           "a thread exits while %u others wait in a barrier of the whole "
+           "block: not every thread reaches it",
+           barrier.arrived);
   t.done = true;
   progress(t);
   if (--block.alive == 0 && block.launch->observer) block.launch->observer->finish_block(block);
@@ -168,7 +174,8 @@ ThreadState* Worker::pick_in(BlockState& candidate) {
 }
 
 bool Worker::start_block() {
-  if (resident.size() >= launch.request.resident || launch.next >= launch.order.size()) return false;
+  if (resident.size() >= launch.request.resident || launch.next >= launch.order.size())
+    return false;
   if (idle.empty()) {
     const uint32_t* size = launch.request.block;
     try {

@@ -24,8 +24,8 @@ enum Access : uint32_t {
   kStrong = 4,
   kAcquire = 8,
   kRelease = 16,
-  kBlockScope = 32,  // .cta: orders threads of one block only
-  kMatrix = 64,      // a row of ldmatrix or stmatrix
+  kBlockScope = 32,   // .cta: orders threads of one block only
+  kMatrix = 64,       // a row of ldmatrix or stmatrix
   kUnrecorded = 128,  // checked against earlier accesses, not remembered for later ones
   kInFlight = 256,    // the data is still to come: nobody may read it before observe_landing
 };

@@ -111,8 +111,10 @@ void start(Thread& t, BulkCopy copy) {
   if (!copy.to_shared) {
     copy.issuer = t.index;
     copy.group = engine.store_groups[t.index];
-    if (!late) move(t, copy);
-    else engine.stores.push_back(copy);
+    if (!late)
+      move(t, copy);
+    else
+      engine.stores.push_back(copy);
     return;
   }
   clear_generic_writes(block_of(t), copy.shared, copy.bytes);
@@ -177,8 +179,10 @@ void wait_bulk(Thread& t, uint32_t groups_left) {
   const uint32_t committed = engine.store_groups[t.index];
   std::vector<BulkCopy> later;
   for (const BulkCopy& store : engine.stores)
-    if (store.issuer == t.index && store.group + groups_left < committed) move(t, store);
-    else later.push_back(store);
+    if (store.issuer == t.index && store.group + groups_left < committed)
+      move(t, store);
+    else
+      later.push_back(store);
   engine.stores = std::move(later);
 }
 
@@ -198,16 +202,26 @@ void tensor_map_replace(Thread& t, uint32_t site, char* at, const char* field, u
   const auto is = [&](const char* name) { return std::strcmp(field, name) == 0; };
   if (ordinal > 4) fail(t, site, "tensormap.replace: dimension %u", ordinal);
   const auto small = static_cast<uint32_t>(value);
-  if (is("global_address")) map.address = value;
-  else if (is("global_stride")) map.strides[ordinal] = value;
-  else if (is("global_dim")) map.dims[ordinal] = small;
-  else if (is("box_dim")) map.box[ordinal] = small;
-  else if (is("element_stride")) map.element_strides[ordinal] = small;
-  else if (is("rank")) map.rank_minus_one = small;
-  else if (is("elemtype")) map.element_type = small;
-  else if (is("interleave_layout")) map.interleave = small;
-  else if (is("swizzle_mode")) map.swizzle = small;
-  else map.fill = small;
+  if (is("global_address"))
+    map.address = value;
+  else if (is("global_stride"))
+    map.strides[ordinal] = value;
+  else if (is("global_dim"))
+    map.dims[ordinal] = small;
+  else if (is("box_dim"))
+    map.box[ordinal] = small;
+  else if (is("element_stride"))
+    map.element_strides[ordinal] = small;
+  else if (is("rank"))
+    map.rank_minus_one = small;
+  else if (is("elemtype"))
+    map.element_type = small;
+  else if (is("interleave_layout"))
+    map.interleave = small;
+  else if (is("swizzle_mode"))
+    map.swizzle = small;
+  else
+    map.fill = small;
   std::memcpy(at, static_cast<const void*>(&map), sizeof map);
 }
 
@@ -216,10 +230,11 @@ void tensor_map_copy(Thread& t, uint32_t site, char* to, const char* from) {
     char* to;
     const char* from;
   } mine{to, from};
-  collective(t, "tensormap.cp_fenceproxy", t.warp->live, &mine, site, true, [](void** all, uint32_t set) {
-    const auto& first = *static_cast<Operands*>(all[__builtin_ctz(set)]);
-    std::memcpy(first.to, first.from, sizeof(TensorMap));
-  });
+  collective(t, "tensormap.cp_fenceproxy", t.warp->live, &mine, site, true,
+             [](void** all, uint32_t set) {
+               const auto& first = *static_cast<Operands*>(all[__builtin_ctz(set)]);
+               std::memcpy(first.to, first.from, sizeof(TensorMap));
+             });
 }
 
 }  // namespace emulator

@@ -41,8 +41,7 @@ bool join_barrier(Thread& t, Barrier& barrier, uint32_t site, uint32_t count) {
   return ++barrier.arrived == expected;
 }
 
-template <class T>
-T combine(char operation, T a, T b) {
+template <class T> T combine(char operation, T a, T b) {
   switch (operation) {
     case '+': return T(uint32_t(a) + uint32_t(b));
     case '<': return std::min(a, b);
@@ -77,7 +76,8 @@ bool arrive(Thread& t, const char* name, uint32_t mask, void* operands, uint32_t
     if (!candidate.arrived) unused = &candidate;
   }
   if (!mine) {
-    if (!(mask & me)) fail(t, site, "%s: lane %u calls but is not in mask %08x", name, t.lane, mask);
+    if (!(mask & me))
+      fail(t, site, "%s: lane %u calls but is not in mask %08x", name, t.lane, mask);
     if (mask & ~warp.live)
       fail(t, site, "%s: mask %08x names lanes %08x that have exited or do not exist", name, mask,
            mask & ~warp.live);
@@ -137,7 +137,8 @@ void warp_sync(Thread& t, uint32_t site, uint32_t mask) {
 }
 
 void fence(Thread& t, bool block_scope) {
-  if (Observer* observer = block_of(t).launch->observer.get()) observer->fence(state(t), block_scope);
+  if (Observer* observer = block_of(t).launch->observer.get())
+    observer->fence(state(t), block_scope);
 }
 
 uint32_t shuffle(Thread& t, uint32_t site, char mode, uint32_t value, uint32_t lane, uint32_t clamp,
@@ -146,10 +147,14 @@ uint32_t shuffle(Thread& t, uint32_t site, char mode, uint32_t value, uint32_t l
   const uint32_t segment = clamp >> 8 & 31, bound = clamp & 31, b = lane & 31;
   const uint32_t limit = (t.lane & segment) | (bound & ~segment), first = t.lane & segment;
   int source;
-  if (mode == 'u') source = int(t.lane) - int(b), valid = source >= int(limit);
-  else if (mode == 'd') source = int(t.lane + b), valid = source <= int(limit);
-  else if (mode == 'b') source = int(t.lane ^ b), valid = source <= int(limit);
-  else source = int(first | (b & ~segment)), valid = source <= int(limit);
+  if (mode == 'u')
+    source = int(t.lane) - int(b), valid = source >= int(limit);
+  else if (mode == 'd')
+    source = int(t.lane + b), valid = source <= int(limit);
+  else if (mode == 'b')
+    source = int(t.lane ^ b), valid = source <= int(limit);
+  else
+    source = int(first | (b & ~segment)), valid = source <= int(limit);
   if (!valid) source = int(t.lane);
 
   struct Operands {
@@ -157,7 +162,8 @@ uint32_t shuffle(Thread& t, uint32_t site, char mode, uint32_t value, uint32_t l
     int source;
   } mine{value, 0, source};
   if (!(mask >> source & 1))
-    fail(t, site, "shfl.sync: lane %u reads lane %d, which is not in mask %08x", t.lane, source, mask);
+    fail(t, site, "shfl.sync: lane %u reads lane %d, which is not in mask %08x", t.lane, source,
+         mask);
   collective(t, "shfl.sync", mask, &mine, site, false, [](void** operands, uint32_t lanes) {
     for (uint32_t set = lanes; set; set &= set - 1) {
       auto& to = *static_cast<Operands*>(operands[__builtin_ctz(set)]);

@@ -28,8 +28,10 @@ struct Descriptor {
   uint32_t start, leading, stride, swizzle;
 
   explicit Descriptor(uint64_t bits)
-      : start((bits & 0x3fff) << 4), leading((bits >> 16 & 0x3fff) << 4),
-        stride((bits >> 32 & 0x3fff) << 4), swizzle((4 - (bits >> 62)) & 3) {}
+      : start((bits & 0x3fff) << 4),
+        leading((bits >> 16 & 0x3fff) << 4),
+        stride((bits >> 32 & 0x3fff) << 4),
+        swizzle((4 - (bits >> 62)) & 3) {}
 
   // k runs fastest ("K-major"): rows of `span` bytes, eight of them make an atom.
   uint32_t k_major(uint32_t outer, uint32_t k) const {
@@ -50,8 +52,8 @@ struct Product {
   float a[kM][kDepth], b[kDepth][kMaxN], sums[kM][kMaxN];
 };
 
-float read_shared(Thread& t, uint32_t site, const Wgmma& shape, uint64_t descriptor, bool outer_major,
-                  uint32_t outer, uint32_t k) {
+float read_shared(Thread& t, uint32_t site, const Wgmma& shape, uint64_t descriptor,
+                  bool outer_major, uint32_t outer, uint32_t k) {
   const Descriptor matrix(descriptor);
   const uint32_t offset = outer_major ? matrix.outer_major(outer, k) : matrix.k_major(outer, k);
   const char* at = shared_at<2, 0>(t, offset, site);
@@ -80,12 +82,13 @@ void load_a(Thread& t, uint32_t site, const Wgmma& shape, uint64_t descriptor, c
 void multiply(Thread& t, const PendingWgmma& op) {
   static thread_local Product product;
   const Wgmma& shape = op.shape;
-  load_a(t, op.site, shape, op.operands.a_descriptor, op.a.empty() ? nullptr : op.a.data(), product);
+  load_a(t, op.site, shape, op.operands.a_descriptor, op.a.empty() ? nullptr : op.a.data(),
+         product);
   const float sign = shape.negate_b ? -1.0f : 1.0f;
   for (uint32_t k = 0; k < kDepth; ++k)
     for (uint32_t n = 0; n < shape.n; ++n)
-      product.b[k][n] = sign * read_shared(t, op.site, shape, op.operands.b_descriptor,
-                                           shape.transpose_b, n, k);
+      product.b[k][n] =
+          sign * read_shared(t, op.site, shape, op.operands.b_descriptor, shape.transpose_b, n, k);
   const auto each_sum = [&](auto&& visit) {
     for (uint32_t thread = 0; thread < kThreads; ++thread)
       for (uint32_t i = 0; i < shape.n / 2; ++i)
@@ -97,7 +100,8 @@ void multiply(Thread& t, const PendingWgmma& op) {
     std::memset(product.sums, 0, sizeof product.sums);
   for (uint32_t m = 0; m < kM; ++m)
     for (uint32_t k = 0; k < kDepth; ++k)
-      for (uint32_t n = 0; n < shape.n; ++n) product.sums[m][n] += product.a[m][k] * product.b[k][n];
+      for (uint32_t n = 0; n < shape.n; ++n)
+        product.sums[m][n] += product.a[m][k] * product.b[k][n];
   each_sum([](uint32_t& reg, float& sum) { reg = __builtin_bit_cast(uint32_t, sum); });
   if (request_of(t).count) t.counts[kTensorOperations] += 2ull * kM * kDepth * shape.n;
 }
@@ -114,8 +118,8 @@ void warpgroup_collective(Thread& t, const char* name, void* operands, uint32_t 
     fail(t, site, "%s: the block's last %u threads are no whole warpgroup", name,
          block.thread_count % kThreads);
   if (group.arrived && (group.site != site || group.name != name))
-    fail(t, site, "diverged warpgroup: thread %u is at %s while others wait at %s elsewhere", t.index,
-         name, group.name);
+    fail(t, site, "diverged warpgroup: thread %u is at %s while others wait at %s elsewhere",
+         t.index, name, group.name);
   group.site = site, group.name = name;
   group.operands[t.index % kThreads] = operands;
   if (++group.arrived < kThreads) return wait(t, name, site);
@@ -138,7 +142,8 @@ void check_agreement(Thread& t, uint32_t site, const WarpGroup& group) {
 
 // The registers of all threads; pointers only, except a, which the ISA lets the program change.
 PendingWgmma gather(const WarpGroup& group, uint32_t site, const Wgmma& shape) {
-  PendingWgmma op{site, group.groups, shape, *static_cast<WgmmaOperands*>(group.operands[0]), {}, {}, {}};
+  PendingWgmma op{site, group.groups, shape, *static_cast<WgmmaOperands*>(group.operands[0]),
+                  {},   {},           {}};
   for (void* each : group.operands) {
     const auto& operands = *static_cast<WgmmaOperands*>(each);
     op.d.emplace_back(operands.d, operands.d + shape.n / 2);
@@ -174,8 +179,10 @@ void wgmma(Thread& t, uint32_t site, const Wgmma& shape, const WgmmaOperands& op
   warpgroup_collective(t, "wgmma.mma_async", &mine, site, [&](WarpGroup& group) {
     check_agreement(t, site, group);
     PendingWgmma op = gather(group, site, shape);
-    if (request_of(t).late_wgmma) postpone(group, std::move(op));
-    else multiply(t, op);
+    if (request_of(t).late_wgmma)
+      postpone(group, std::move(op));
+    else
+      multiply(t, op);
   });
 }
 

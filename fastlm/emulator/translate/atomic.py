@@ -76,7 +76,9 @@ def _updates(fn, operation, kind, target, sources):
     # All operands are read before a register is written: target and source may be the same.
     for i, arguments in enumerate(zip(*columns, strict=True)):
         names = [f"x{i}_{j}" for j in range(len(arguments))]
-        code += "".join(f"const {CPP[element]} {n} = {a}; " for n, a in zip(names, arguments, strict=True))
+        code += "".join(
+            f"const {CPP[element]} {n} = {a}; " for n, a in zip(names, arguments, strict=True)
+        )
         update = _update(operation, element).format(*names)
         code += (
             f"const {CPP[element]} old{i} = atomic_update<{CPP[element]}>(p + {i * size}, "

@@ -57,7 +57,9 @@ def _bulk(fn, modifiers, operands):
     if modifiers.flag("tensor"):
         return _tensor(fn, modifiers, operands)
     operands = _without_policy(modifiers, operands)
-    if modifiers.flag("shared::cluster", "shared::cta") and modifiers.flag("mbarrier::complete_tx::bytes"):
+    if modifiers.flag("shared::cluster", "shared::cta") and modifiers.flag(
+        "mbarrier::complete_tx::bytes"
+    ):
         modifiers.need("global")
         shared, source, size, barrier = operands
         values = f"{fn.address(shared)}, {fn.address(source)}, {fn.value(size, 'u32')}"
@@ -136,7 +138,10 @@ def tensor_map(fn, modifiers, operands):
     if modifiers.flag("cp_fenceproxy"):
         modifiers.ignore("global", "shared::cta", "tensormap::generic", "release", "acquire", "gpu",
                          "cta", "sys", "sync", "aligned")  # fmt: skip
-        to, source = fn.address(operands[0]), f"uint64_t(t.block->shared) + {fn.address(operands[1])}"
+        to, source = (
+            fn.address(operands[0]),
+            f"uint64_t(t.block->shared) + {fn.address(operands[1])}",
+        )
         return f"tensor_map_copy(t, {fn.site}, (char*)({to}), (const char*)({source}));"
     modifiers.need("replace")
     modifiers.need("tile")

@@ -1,4 +1,4 @@
-"""Floating-point arithmetic: rounding, .ftz, .sat, .relu, and the 16-bit types alone or in pairs."""
+"""Floating-point arithmetic: rounding, .ftz, .sat, .relu; 16-bit types alone or in pairs."""
 
 from ..errors import TranslationError
 from ..types import HALVES, PACKED

@@ -52,8 +52,8 @@ class FunctionTranslator:
         self.module, self.function = module, function
         self.lines = []
         self.declarations = []
-        self._registers = [{}]
-        self._labels = [{}]
+        self._registers: list[dict] = [{}]
+        self._labels: list[dict] = [{}]
         self._scopes = 0
         self._seen_labels = set()
         self.parameters = {}  # name: C++ expression of its first byte
@@ -193,7 +193,8 @@ class FunctionTranslator:
             return f"!{self.value(operand[1:], kind)}"
         register = self.register(operand)
         if register:
-            return self._cast(*register, kind)
+            name, have = register
+            return self._cast(name, have, kind)
         if operand == "_":
             return f"{CPP[kind]}()"
         immediate = self._immediate(operand, kind)
@@ -210,7 +211,7 @@ class FunctionTranslator:
         if have == "bool":
             raise TranslationError(f"{name} is a predicate")
         if kind in FLOATS:
-            if int(re.search(r"\d+", have).group()) != 8 * type_bytes(kind):
+            if have != bits_type(kind):
                 name = f"{bits_type(kind)}({name})"
             return f"{want}{{{name}}}" if kind in HALVES else f"__builtin_bit_cast({want}, {name})"
         return f"{want}({name})"

@@ -140,5 +140,3 @@ def cache_control(fn, modifiers, operands):
     space_of(modifiers)
     modifiers.ignore(*_CACHE, "L1", "L2", "tensormap", "evict")
     return ";"
-
-

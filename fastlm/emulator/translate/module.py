@@ -101,7 +101,10 @@ class ModuleTranslator:
 
     def signature(self, function):
         """C++ declaration of a function that is called, not launched: buffers by address."""
-        parts = ["Thread& t", *(f"char* p{cpp_name(v.name)}" for v in (*function.results, *function.parameters))]
+        parts = [
+            "Thread& t",
+            *(f"char* p{cpp_name(v.name)}" for v in (*function.results, *function.parameters)),
+        ]
         return f"void f{cpp_name(function.name)}({', '.join(parts)})"
 
     def function(self, function):
@@ -115,7 +118,13 @@ class ModuleTranslator:
                 translator.parameters[variable.name] = f"p{cpp_name(variable.name)}"
             head = f"static {self.signature(function)}"
         body = translator.translate()
-        lines = [head + " {", "bool carry = false; (void)carry;", *translator.declarations, *body, "}"]
+        lines = [
+            head + " {",
+            "bool carry = false; (void)carry;",
+            *translator.declarations,
+            *body,
+            "}",
+        ]
         return "\n".join(lines)
 
     def kernel_entry(self, function):
@@ -198,7 +207,7 @@ def _reachable(module, kernel):
 def kernel_groups(module):
     """Lists of kernels that must live in one library because they share a variable."""
     variables = {v.name for v in module.variables if v.space in ("global", "const")}
-    groups = []  # (kernels, variables)
+    groups: list[tuple] = []  # (kernels, variables)
     for function in module.functions:
         if not function.is_kernel or function.body is None:
             continue

@@ -3,7 +3,7 @@
 from ..errors import TranslationError
 from ..types import CPP, PACKED
 
-_TRANSLATORS = {}
+_TRANSLATORS: dict = {}
 
 
 def instruction(*opcodes, counted):

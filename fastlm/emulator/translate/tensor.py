@@ -32,7 +32,12 @@ def mma(fn, modifiers, operands):
     modifiers.need("col")
     *_, c_type = (modifiers.type() for _ in range(1))
     b_type, a_type, d_type = modifiers.type(), modifiers.type(), modifiers.type()
-    if a_type != b_type or a_type not in _FORMATS or c_type != d_type or d_type not in ("f32", "f16"):
+    if (
+        a_type != b_type
+        or a_type not in _FORMATS
+        or c_type != d_type
+        or d_type not in ("f32", "f16")
+    ):
         raise TranslationError(f"mma of .{a_type} and .{b_type} into .{d_type} is not known")
     target, a, b, c = operands
     half_sums = "true" if d_type == "f16" else "false"
@@ -93,7 +98,7 @@ def _wgmma_shape(modifiers):
 
 
 def _wgmma_product(fn, modifiers, operands):
-    """Operands: d, a (registers or descriptor), b, scale-d, imm-scale-a, -b {, trans-a, trans-b}."""
+    """Operands: d, a (registers or descriptor), b, scale-d, scale-a, -b {, trans-a, trans-b}."""
     n, number_format = _wgmma_shape(modifiers)
     target, a, b, accumulate, scale_a, scale_b, *transposed = operands
     in_registers = a.startswith("{")

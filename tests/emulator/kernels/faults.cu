@@ -1,6 +1,7 @@
-// One small kernel for each kind of fault, and its correct sister where the difference is instructive.
-#include <cstdint>
+// One small kernel for each kind of fault, and its correct sister where the difference is
+// instructive.
 #include <cuda_runtime.h>
+#include <cstdint>
 
 extern "C" __global__ void divergent_barrier(float* p) {
   if (threadIdx.x < 16) __syncthreads();
@@ -86,14 +87,19 @@ template <bool kFences> __device__ void hand_over(int* data, volatile int* flag,
     *result = *data;
   }
 }
-extern "C" __global__ void hand_over_fenced(int* data, int* flag, int* result) { hand_over<true>(data, flag, result); }
-extern "C" __global__ void hand_over_unfenced(int* data, int* flag, int* result) { hand_over<false>(data, flag, result); }
+extern "C" __global__ void hand_over_fenced(int* data, int* flag, int* result) {
+  hand_over<true>(data, flag, result);
+}
+extern "C" __global__ void hand_over_unfenced(int* data, int* flag, int* result) {
+  hand_over<false>(data, flag, result);
+}
 
 // cp.async: with its wait, and without.
 template <bool kWait> __device__ void async_copy(float* p) {
   __shared__ float s[32];
   const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(&s[threadIdx.x]));
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" :: "r"(to), "l"(p + threadIdx.x) : "memory");
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(p + threadIdx.x)
+               : "memory");
   asm volatile("cp.async.commit_group;" ::: "memory");
   if (kWait) asm volatile("cp.async.wait_group 0;" ::: "memory");
   p[threadIdx.x] = s[threadIdx.x] + 1;

@@ -1,0 +1,100 @@
+"""What the build promises: no torch in the C++, one OpenMP, nothing that starts CUDA or Triton."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".cpp", ".cu", ".cuh")]
+
+
+def run_python(code: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_no_torch_header():
+    """One build serves every torch, and needs none."""
+    included = {
+        (path.name, name)
+        for path in SOURCES
+        for name in re.findall(r'#\s*include\s*[<"]([^>"]+)', path.read_text())
+    }
+    assert len(included) > 20
+    assert not [pair for pair in included if re.search(r"torch|ATen|c10", pair[1])]
+
+
+def test_setup_does_not_import_torch():
+    names = set()
+    for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add((node.module or "").split(".")[0])
+    assert "setuptools" in names and "torch" not in names
+
+
+def test_the_module_imports_without_torch():
+    code = (
+        "import sys; sys.modules['torch'] = None; import importlib.util as u, glob;"
+        "spec = u.spec_from_file_location('_cpu', sys.argv[1]); m = u.module_from_spec(spec);"
+        "spec.loader.exec_module(m); print(m.isa() in m.available_isas())"
+    )
+    from fastlm import _cpu
+
+    found = subprocess.run(
+        [sys.executable, "-c", code, _cpu.__file__], capture_output=True, text=True
+    )
+    assert found.stdout.strip() == "True", found.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the process map, which is Linux's")
+def test_one_openmp_in_the_process():
+    """Two would be two teams of threads, and torch.set_num_threads would reach one of them."""
+    code = (
+        "import fastlm, torch; torch.rand(9999, 99).sum(); fastlm.ops.gelu(torch.rand(999, 999));"
+        "print('\\\\n'.join({l.split()[-1] for l in open('/proc/self/maps') if 'omp' in l}))"
+    )
+    libraries = [name for name in run_python(code).split() if re.search(r"lib[gi]?omp", name)]
+    assert len({Path(name).resolve() for name in libraries}) == 1, libraries
+
+
+def test_import_starts_neither_cuda_nor_triton():
+    code = (
+        "import sys, fastlm, torch; import fastlm.models;"
+        "print(torch.cuda.is_initialized(), [m for m in sys.modules if m.split('.')[0] == 'triton'])"
+    )
+    assert run_python(code).strip() == "False []"
+
+
+def test_kernels_refuse_another_name():
+    """PyPI has a package called kernels; ours must not shadow it."""
+    found = subprocess.run(
+        [sys.executable, "-c", "import kernels"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert found.returncode == 1 and "ImportError" in found.stderr
+
+
+def objects_of_one_isa() -> list[Path]:
+    return sorted((ROOT / "build").glob("_cpu-*/*-*.o"))
+
+
+@pytest.mark.skipif(not objects_of_one_isa(), reason="no objects: installed from elsewhere")
+def test_instruction_sets_share_no_inline_function():
+    """The linker keeps one copy of a weak function. Were it the AVX-512 one, others would stop."""
+    shared = []
+    for path in objects_of_one_isa():
+        isa = path.stem.rsplit("-", 1)[1]
+        symbols = subprocess.run(
+            ["nm", "--demangle", "--defined-only", path], capture_output=True, text=True, check=True
+        ).stdout
+        for line in symbols.splitlines():
+            _, kind, name = line.split(maxsplit=2)
+            if kind == "W" and f"fastlm::cpu::{isa}::" not in name:
+                shared.append(f"{path.name}: {name}")
+    assert not shared, "\n".join(shared)

@@ -198,8 +198,7 @@ class GPT2Tokenizer:
         self, ids: int | Sequence[int] | torch.Tensor, skip_special_tokens: bool = False
     ) -> str:
         """The text of one sequence; bytes that are no UTF-8 become the replacement character."""
-        if isinstance(ids, torch.Tensor):
-            ids = ids.tolist()
+        ids = ids.tolist() if isinstance(ids, torch.Tensor) else ids
         ids = [ids] if isinstance(ids, int) else list(ids)
         low, high = min(ids, default=0), max(ids, default=0)
         if low < 0 or high >= len(self):
@@ -296,6 +295,5 @@ def _as_tensors(kind: str, **rows: list[list[int]]) -> BatchEncoding:
             f"GPT2Tokenizer: got texts of {lengths} tokens, accepted in one tensor are equal "
             "lengths, or padding=True"
         )
-    return BatchEncoding(
-        {name: torch.tensor(lists, dtype=torch.int64) for name, lists in rows.items()}
-    )
+    tensors = {name: torch.tensor(lists, dtype=torch.int64) for name, lists in rows.items()}
+    return BatchEncoding(tensors)

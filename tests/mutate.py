@@ -89,7 +89,9 @@ def keep_one_isa(tree: Path) -> str:
     dispatch = tree / "csrc" / "cpu" / "dispatch.cpp"
     line = next(s for s in dispatch.read_text().splitlines() if s.endswith("X(avx2) X(baseline)"))
     replace_once(dispatch, line, f"#define FASTLM_FOR_EACH_ISA(X) X({best})")
-    replace_once(tree / "setup.py", "return ISAS if x86", f'return {{"{best}": ISAS["{best}"]}} if x86')
+    replace_once(
+        tree / "setup.py", "return ISAS if x86", f'return {{"{best}": ISAS["{best}"]}} if x86'
+    )
     return best
 
 

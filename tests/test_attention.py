@@ -152,7 +152,9 @@ def test_heads_of_one_projection_need_no_copy(cpp):
 X, OFFSETS = torch.zeros(2, 5, 4, 8), torch.tensor([0, 5], dtype=torch.int32)
 BAD = {
     "q: expected (batch, sequence, heads, head_dim)": lambda f: f(X[0], X, X),
-    "k: expected (batch, sequence, heads, head_dim) of torch.float32": lambda f: f(X, X.double(), X),
+    "k: expected (batch, sequence, heads, head_dim) of torch.float32": lambda f: f(
+        X, X.double(), X
+    ),
     "v: expected (batch, sequence, heads, head_dim) of torch.float32 on cpu": lambda f: f(
         X, X, X.to("meta")
     ),

@@ -124,9 +124,7 @@ def test_other_ignore_index(backend):
     for index in (-1, 4):
         target = torch.tensor([0, index, 3, index, 1, 8])
         expected = F.cross_entropy(logits, target, ignore_index=index)
-        torch.testing.assert_close(
-            ops.cross_entropy(logits, target, ignore_index=index), expected
-        )
+        torch.testing.assert_close(ops.cross_entropy(logits, target, ignore_index=index), expected)
 
 
 # ---- what backward may be asked for ----

@@ -36,8 +36,17 @@ def without_weight(norm):
     return lambda x, bias: norm(x, None, bias)
 
 
-def case(name, shape, why, parameters=2, form=lambda norm: norm, cancels=1e-30, scale=1.0,
-         shift=0.0, **options):
+def case(
+    name,
+    shape,
+    why,
+    parameters=2,
+    form=lambda norm: norm,
+    cancels=1e-30,
+    scale=1.0,
+    shift=0.0,
+    **options,
+):
     ours, theirs = form(norm_of(ops.layer_norm)), form(norm_of(F.layer_norm))
     made = inputs(shape, parameters, scale, shift)
     return Case(name, ours, theirs, made, why, options, cancels)
@@ -48,11 +57,20 @@ FORMS = (
     case("plain", (48, 769), "without parameters", parameters=0),
     case("weight", (48, 769), "without a bias", parameters=1),
     case("bias", (48, 769), "without a weight", parameters=1, form=without_weight),
-    case("wide", (48, 769), "float32 parameters under bfloat16, as autocast gives", form=wide_parameters),
+    case(
+        "wide",
+        (48, 769),
+        "float32 parameters under bfloat16, as autocast gives",
+        form=wide_parameters,
+    ),
     case("eps", (48, 769), "eps as large as the variance", eps=0.5),
 )
 EDGES = (
-    case("no-rows", (0, 768), "an empty batch must not launch, and its parameters' gradients are zero"),
+    case(
+        "no-rows",
+        (0, 768),
+        "an empty batch must not launch, and its parameters' gradients are zero",
+    ),
     case("one-by-one", (1, 1), "the variance is zero and rstd is 1/sqrt(eps) = 316", cancels=316.0),
     case("one-column", (5, 1), "shorter than any vector", cancels=316.0),
     case("one-dimension", (768,), "no dimension of rows at all"),

@@ -40,6 +40,8 @@ class Options:
     bounds: check global accesses against the tensors that the launch was given
     late_copies: cp.async and TMA data lands only when the program has waited for it
     late_wgmma: accumulators hold NaN until wgmma.wait_group
+    proxy_fences: wgmma and TMA may not read what ordinary stores or cp.async wrote before a
+        fence.proxy.async (Triton 3.6 leaves it out after cp.async; 3.9 does not)
     counters: fill `kernel.counters` at each launch
     workers: OS threads that run blocks (detectors and counters use one)
     resident: blocks that may be under way at the same time in each worker
@@ -54,6 +56,7 @@ class Options:
     bounds: bool = True
     late_copies: bool = True
     late_wgmma: bool = False
+    proxy_fences: bool = True
     counters: bool = False
     workers: int = 1
     resident: int = 256
@@ -198,6 +201,7 @@ class Kernel:
             spin_limit=options.spin_limit,
             late_copies=options.late_copies,
             late_wgmma=options.late_wgmma,
+            check_proxies=options.proxy_fences,
             detect_races=options.races,
             detect_uninitialized=options.uninitialized,
             count=options.counters,

@@ -32,6 +32,7 @@ class Request(ctypes.Structure):
         ("spin_limit", c_uint64),
         ("late_copies", c_uint32),
         ("late_wgmma", c_uint32),
+        ("check_proxies", c_uint32),
         ("detect_races", c_uint32),
         ("detect_uninitialized", c_uint32),
         ("count", c_uint32),

@@ -38,8 +38,9 @@ def inputs(kind, position):
     if kind in ("f16x2", "bf16x2", "bf16"):
         values = np.array(SPECIAL_FLOATS * 4, np.float32)[: 2 * LANES]
         generator.shuffle(values)
-        bits = values.astype(np.float16).view(np.uint16) if kind == "f16x2" else (
-            values.view(np.uint32) >> 16).astype(np.uint16)  # fmt: skip
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16).view(np.uint16)
+        bits = half if kind == "f16x2" else (values.view(np.uint32) >> 16).astype(np.uint16)
         return bits.view(np.uint32).copy() if "x2" in kind else bits[:LANES].copy()
     if kind[0] == "f":
         with np.errstate(over="ignore"):

@@ -108,7 +108,7 @@ void proxy_fence(Thread& t) {
 
 void check_proxy(Thread& t, uint32_t site, uint32_t offset, uint32_t bytes, const char* reader) {
   const auto& writer = block_of(t).generic_writer;
-  if (writer.empty()) return;
+  if (writer.empty() || !request_of(t).check_proxies) return;
   for (uint32_t i = offset; i < offset + bytes; ++i)
     if (writer[i])
       fail(t, site,

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <thread>
 
 #include "memory.h"
@@ -12,6 +13,8 @@
 
 namespace emulator {
 namespace {
+
+std::mutex results_mutex;  // guards what several workers write: failure and printed text
 
 thread_local sigjmp_buf* landing = nullptr;
 thread_local uint64_t fault_address = 0;
@@ -117,6 +120,24 @@ Launch::Launch(const Request& request, const KernelInfo& kernel, Result& result)
     observer = std::make_unique<Observer>(request);
 }
 Launch::~Launch() = default;
+
+void record_failure(Thread& t, uint32_t site, uint32_t other_site, const std::string& text) {
+  Launch& launch = *block_of(t).launch;
+  const std::lock_guard<std::mutex> lock(results_mutex);
+  Failure& failure = launch.result.failure;
+  if (!failure.failed) {
+    std::snprintf(failure.message, sizeof failure.message, "%s", text.c_str());
+    failure.failed = 1, failure.site = site, failure.other_site = other_site;
+    std::memcpy(failure.ctaid, t.block->ctaid, sizeof failure.ctaid);
+    std::memcpy(failure.tid, t.tid, sizeof failure.tid);
+  }
+  launch.stop = true;
+}
+
+void append_printed(Launch& launch, const std::string& text) {
+  const std::lock_guard<std::mutex> lock(results_mutex);
+  launch.printed += text;
+}
 
 void search_ranges(Thread& t, uint32_t site, uint64_t address, uint32_t bytes, uint32_t access,
                    uint8_t& hint) {

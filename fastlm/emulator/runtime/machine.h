@@ -8,7 +8,6 @@
 #include <atomic>
 #include <cstddef>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
@@ -36,7 +35,7 @@ struct Request {
   uint64_t seed;
   uint32_t workers, resident;  // OS threads; blocks that may wait for each other in each of them
   uint64_t spin_limit;         // turns that spinning threads get while nothing else happens
-  uint32_t late_copies, late_wgmma;
+  uint32_t late_copies, late_wgmma, check_proxies;
   uint32_t detect_races, detect_uninitialized, count;  // for kernels compiled with tracing
 };
 struct Failure {
@@ -59,7 +58,6 @@ struct Launch {
   std::vector<uint64_t> order;  // of the blocks
   std::atomic<uint64_t> next{0}, progress{0};
   std::atomic<bool> stop{false};
-  std::mutex mutex;  // guards result and printed
   std::string printed;
   std::unique_ptr<Observer> observer;
 
@@ -158,7 +156,9 @@ void make_ready(Warp&, uint32_t lanes);
 // Like wait, for a loop that polls memory: runs again once nothing else can.
 void spin(Thread&, uint32_t site);
 void finish_thread(ThreadState&);
+// The first failure of a launch is kept; every worker stops at its next choice of a thread.
 void record_failure(Thread&, uint32_t site, uint32_t other_site, const std::string& text);
+void append_printed(Launch&, const std::string& text);
 [[noreturn]] void leave(Thread&);  // abandons the launch after record_failure
 // Records that something happened which a spinning thread may have waited for.
 inline void progress(Thread& t) {

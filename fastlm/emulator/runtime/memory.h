@@ -74,7 +74,7 @@ inline char* generic_at(Thread& t, uint64_t address, uint32_t site, uint8_t& hin
   return global_at<kBytes, kAccess>(t, address, site, hint);
 }
 
-// Counts one trip round a loop; a thread that makes 2^30 of them without end is stuck.
+// Counts one trip round a loop; a thread that makes 2^28 of them without end is stuck.
 inline void loop(Thread& t, uint32_t site) {
   if (__builtin_expect(--t.fuel < 0, 0)) fail_stuck(t, site);
 }

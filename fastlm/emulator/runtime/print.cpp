@@ -65,9 +65,7 @@ int32_t print(Thread& t, uint32_t site, const char* format, const char* packed) 
     }
     p += spec.size();
   }
-  Launch& launch = *block_of(t).launch;
-  const std::lock_guard<std::mutex> lock(launch.mutex);
-  launch.printed += text;
+  append_printed(*block_of(t).launch, text);
   return count;
 }
 

@@ -11,7 +11,7 @@
 namespace emulator {
 namespace {
 
-constexpr uint32_t kSpinTurns = 1u << 30;   // trips round loops before a thread is called stuck
+constexpr uint32_t kSpinTurns = 1u << 28;   // trips round loops before a thread is called stuck
 constexpr size_t kArenaBytes = 256 * 1024;  // more than any GPU's shared memory of a block
 constexpr size_t kArenaAlignment = 1024;    // swizzles repeat every 1024 bytes
 
@@ -274,19 +274,6 @@ void Worker::report_deadlock() {
   record_failure(*stuck, stuck->waiting_site, 0, text + "and nothing left to run");
 }
 
-void record_failure(Thread& t, uint32_t site, uint32_t other_site, const std::string& text) {
-  Launch& launch = *block_of(t).launch;
-  const std::lock_guard<std::mutex> lock(launch.mutex);
-  Failure& failure = launch.result.failure;
-  if (!failure.failed) {
-    std::snprintf(failure.message, sizeof failure.message, "%s", text.c_str());
-    failure.failed = 1, failure.site = site, failure.other_site = other_site;
-    std::memcpy(failure.ctaid, t.block->ctaid, sizeof failure.ctaid);
-    std::memcpy(failure.tid, t.tid, sizeof failure.tid);
-  }
-  launch.stop = true;
-}
-
 void leave(Thread& t) {
   block_of(t).worker->switch_to(nullptr);
   std::abort();  // nobody switches back to a thread that failed
@@ -303,7 +290,7 @@ void fail(Thread& t, uint32_t site, const char* format, ...) {
 }
 
 void fail_stuck(Thread& t, uint32_t site) {
-  fail(t, site, "livelock: one thread went round its loops 2^30 times");
+  fail(t, site, "livelock: one thread went round its loops 2^28 times");
 }
 
 }  // namespace emulator

@@ -6,6 +6,9 @@ BIN = $(VENV)/bin
 TORCH ?= torch==2.13.0
 SOURCES = setup.py pyproject.toml $(wildcard csrc/*.h csrc/*/*)
 
+# Threads that wait for work sleep: with as many threads as cores, spinning ones are in the way.
+export OMP_WAIT_POLICY = passive
+
 .PHONY: install demo test mutate lint bench gpu clean
 
 install: $(VENV)/installed
@@ -32,7 +35,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'fastlm/emulator/runtime/*')
 
 bench: install
 	$(BIN)/python -m benchmarks

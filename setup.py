@@ -16,7 +16,7 @@ import sysconfig
 from pathlib import Path
 
 import pybind11
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
@@ -144,16 +144,7 @@ if find_nvcc():
     extensions.append(Extension("fastlm._cuda", sources=[]))
 
 setup(
-    packages=[
-        "fastlm",
-        "fastlm.ops",
-        "fastlm.models",
-        "fastlm.generation",
-        "fastlm.training",
-        "fastlm.emulator",
-        "fastlm.data",
-        "fastlm.kernels",
-    ],
+    packages=[*find_packages(include=["fastlm", "fastlm.*"]), "fastlm.data", "fastlm.kernels"],
     package_dir={"fastlm": "fastlm", "fastlm.kernels": "kernels"},
     package_data={"fastlm": ["py.typed", "*.pyi", "data/*.gz", "emulator/runtime/*"]},
     ext_modules=extensions,

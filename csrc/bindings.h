@@ -214,7 +214,7 @@ inline void cross_entropy_forward(const TensorView& loss, const TensorView& lse,
                                   int64_t where) {
   check_rows(logits, target, weight);
   check_size(loss, logits.shape[0], statistics_dtype(logits), "cross_entropy: loss");
-  check_size(lse, logits.shape[0], statistics_dtype(logits), "cross_entropy: lse");
+  check_size(lse, logits.shape[0], DType::f64, "cross_entropy: lse");
   check_like(dlogits, logits, "cross_entropy: dlogits");
   const CrossEntropyForward p{
       logits.data,     static_cast<const int64_t*>(target.data),
@@ -236,7 +236,7 @@ inline void cross_entropy_backward(const TensorView& dlogits, const TensorView& 
   check_like(dlogits, logits, "cross_entropy: dlogits");
   check_size(dloss, logits.shape[0], statistics_dtype(logits),
              "cross_entropy: gradient of the losses");
-  check_size(lse, logits.shape[0], statistics_dtype(logits), "cross_entropy: lse");
+  check_size(lse, logits.shape[0], DType::f64, "cross_entropy: lse");
   const CrossEntropyBackward p{
       dloss.data,      logits.data,     static_cast<const int64_t*>(target.data),
       data(weight),    lse.data,        dlogits.data,

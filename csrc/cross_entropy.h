@@ -20,9 +20,10 @@ struct CrossEntropyForward {
   const void* logits;     // (rows, classes), contiguous
   const int64_t* target;  // (rows)
   const void* weight;     // (classes) in the accumulation type, or null
-  void *loss, *lse;       // (rows): float32, or float64 when logits are
-  void* dlogits;          // like logits, or null; may be logits
-  double dloss;           // what every row's loss is multiplied by, where dlogits is given
+  void *loss, *lse;  // (rows): loss float32, or float64 when logits are; lse float64, because the
+                     // gradient takes differences of it and logits that may be large
+  void* dlogits;     // like logits, or null; may be logits
+  double dloss;      // what every row's loss is multiplied by, where dlogits is given
   int64_t rows, classes;
   CrossEntropyOptions options;
   DType dtype;

@@ -33,6 +33,7 @@ struct TensorView {
     return n;
   }
   bool contiguous() const {
+    if (count() == 0) return true;  // whatever its strides say
     int64_t expected = 1;
     for (int d = dims - 1; d >= 0; --d) {
       if (shape[d] != 1 && strides[d] != expected) return false;

@@ -11,8 +11,8 @@ def assert_as_accurate_as_torch(
 ) -> None:
     """error(ours) <= 2 * error(torch at the same dtype) + 4 * eps(dtype of ours).
 
-    Errors are in max norm, relative to the truth's scale. Where the truth is not finite ours must be the same.
-    A truth that is zero because large terms cancel has their size for `least_scale`.
+    Errors are in max norm, relative to the truth's scale. Where the truth is not finite ours must
+    be the same. A truth of zero, from large terms that cancel, has their size for `least_scale`.
     """
     assert ours.shape == truth.shape, f"{what}: shape {ours.shape}, expected {truth.shape}"
     if truth.numel() == 0:
@@ -41,7 +41,7 @@ def cast(inputs: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
 def results(function: Callable, inputs: tuple[Tensor, ...], rounding: torch.dtype) -> dict:
     """Every output of function(*inputs), and the gradient of every floating-point input.
 
-    The gradients that go in are random, and representable in `rounding`, so that they are the same in any dtype.
+    The gradients that go in are random, and representable in `rounding`: the same in any dtype.
     """
     outputs, leaves = forward(function, inputs)
     named = {f"output {i}": output.detach() for i, output in enumerate(outputs)}

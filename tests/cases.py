@@ -15,7 +15,7 @@ F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
 class Case:
     name: str
     ours: Callable
-    theirs: Callable  # torch's own op, or the plain composition where torch has none; the truth in float64
+    theirs: Callable  # torch's own op, or a plain composition of its ops; in float64 the truth
     inputs: Callable  # fresh ones; the floating-point ones are float64, and get gradients
     why: str
     options: dict = field(default_factory=dict, compare=False)  # of both calls
@@ -39,7 +39,7 @@ class Case:
 
 @lru_cache(maxsize=64)
 def expected(case: Case, dtype: torch.dtype) -> tuple[dict, dict]:
-    """What torch gives at that dtype, and the truth: torch in float64 from the same rounded inputs."""
+    """What torch gives at that dtype, and the truth: float64 from the same rounded inputs."""
     inputs = case.make(dtype)
     theirs = results(case.run_theirs, inputs, dtype)
     return theirs, results(case.run_theirs, cast(inputs, F64), dtype)

@@ -18,7 +18,7 @@ def fixed_seed():
 
 @pytest.fixture(params=[*CPP, *(name for name in _KERNELS if name != "cpp")])
 def backend(request):
-    """Each backend of the table in turn, the CPU kernels in every instruction set of this machine."""
+    """Each backend of the table in turn; cpp once for each instruction set of this machine."""
     yield from _in_force(request.param)
 
 
@@ -42,7 +42,7 @@ def _in_force(name_and_isa):
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """Every fresh tensor is full of NaN, so that an element that a kernel forgets cannot pass for a result."""
+    """Every fresh tensor is full of NaN: what a kernel forgets cannot pass for a result."""
     monkeypatch.setattr(fastlm.memory, "_POOLED_BYTES", 2**62)  # the pool does not poison
     torch.use_deterministic_algorithms(True)  # also what makes torch.empty fill its memory
     assert torch.empty(3).isnan().all()

@@ -1,9 +1,11 @@
 """The tests that every op passes: subclassed in each op's test file with that op's tables of cases.
 
-`forms` pass every test and together use every argument of the op; they are large enough for several threads.
+`forms` pass every test and together use every argument of the op; they are large enough for several
+threads.
 `edges` are shapes and values at which kernels break; they are held to the accuracy rule.
-`large` have results of over 16 MB, which the CPU kernels store past the caches; of a multiple of 16
-elements, as torch draws random numbers by 16 and those of the first rows must not depend on the rest.
+`large` have results of over 16 MB, which the CPU kernels store past the caches. Their elements are
+a multiple of 16: torch draws random numbers by 16, and those of the first rows must not depend on
+the rest.
 """
 
 import sys
@@ -42,7 +44,7 @@ class Families:
         assert torch.autograd.gradcheck(form.run, leaves, fast_mode=True, nondet_tol=1e-12)
 
     def test_opcheck(self, form):
-        """torch.library.opcheck of every registered op that the call runs, with the arguments it runs them with."""
+        """Of every registered op that the call runs, with the arguments that it runs it with."""
         with Recorder() as recorder:
             results(form.run, form.make(F32), F32)
         assert recorder.calls
@@ -110,7 +112,7 @@ class Families:
             first.sum().backward()
 
     def test_autocast_changes_nothing(self, form):
-        """The dtypes of the inputs decide: statistics and losses are float32 whatever autocast says."""
+        """The inputs' dtypes decide: statistics and losses are float32 whatever autocast says."""
         plain = results(form.run, form.make(BF16), BF16)
         with torch.autocast("cpu", dtype=BF16):
             under_autocast = results(form.run, form.make(BF16), BF16)

@@ -1,8 +1,8 @@
 """Breaks one constant per kernel and expects the op's tests to turn red: python tests/mutate.py.
 
-Works on a copy of the tree, built for this machine's best instruction set alone. Prints a table, and exits with 1
-where a broken kernel passed its tests. A text that is not found exactly once is an error: the kernel was changed,
-and this file has to follow.
+Works on a copy of the tree, built for this machine's best instruction set alone. Prints a table,
+and exits with 1 where a broken kernel passed its tests. A text that is not found exactly once is an
+error: the kernel was changed, and this file has to follow.
 """
 
 import os
@@ -31,16 +31,17 @@ class Mutation:
 
 MUTATIONS = (
     Mutation("layer_norm.cpp", "/ A(cols)) + eps", "/ A(cols)) + 1.1 * eps", "layer_norm", "eps"),
-    Mutation("layer_norm.cpp", "(g - g_mean - h * gh_mean)", "(g - g_mean - h * gh_mean * A(1.001))",
+    Mutation("layer_norm.cpp", "(g - g_mean - h * gh_mean)",
+             "(g - g_mean - h * gh_mean * A(1.001))",
              "layer_norm", "backward: the projection on h"),
-    Mutation("layer_norm.cpp", "nullptr, rule, row,", "nullptr, rule, row + 1,",
+    Mutation("layer_norm.cpp", "nullptr, rule, r,", "nullptr, rule, r + 1,",
              "add_layer_norm", "backward: the row of the mask"),
     Mutation("elementwise.cpp", "kCubic = 0.044715", "kCubic = 0.0447", "gelu", "tanh form"),
     Mutation("elementwise.cpp", "A(-0.5 * kLog2e)", "A(-0.501 * kLog2e)", "gelu",
              "erf form: backward's density"),
     Mutation("philox.h", "round < 7", "round < 8", "dropout", "Philox: rounds"),
-    Mutation("philox.h", "p * 4294967296.0", "p * 4294967295.0", "dropout",
-             "the threshold, by one"),
+    Mutation("philox.h", "1.0 / (1.0 - p)", "1.0 / (1.0001 - p)", "dropout",
+             "the scale"),
     Mutation("cross_entropy.cpp", "A(p.options.label_smoothing) / A(p.classes);",
              "A(p.options.label_smoothing) / A(p.classes + 1);", "cross_entropy",
              "forward: label smoothing"),

@@ -1,4 +1,4 @@
-"""Philox4x32 (Salmon et al., SC 2011) in numpy, written from the paper and from nothing in fastlm."""
+"""Philox4x32 (Salmon et al., SC 2011) in numpy, from the paper and from nothing in fastlm."""
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ def philox4x32(counter: np.ndarray, key: tuple[int, int], rounds: int) -> np.nda
 
 
 def factors(seed: Tensor, rows: int, columns: int, p: float, first_row: int = 0) -> Tensor:
-    """What dropout multiplies (rows, columns) by, in float64: csrc/cpu/philox.h says which word decides."""
+    """What dropout multiplies (rows, columns) by, in float64; csrc/cpu/philox.h has the rule."""
     row = np.arange(first_row, first_row + rows, dtype=np.uint64)[:, None]
     group = np.arange((columns + 3) // 4, dtype=np.uint64)
     row, group = np.broadcast_arrays(row, group)

@@ -1,4 +1,4 @@
-"""Attention in the plainest torch, with everything that ops.attention takes: the truth of its tests."""
+"""Attention in the plainest torch, with all that ops.attention takes: the truth of its tests."""
 
 import philox
 import torch

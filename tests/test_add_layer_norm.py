@@ -1,4 +1,4 @@
-"""add_layer_norm, dropout(x) + residual and its layer_norm, against those three operations of torch."""
+"""add_layer_norm, layer_norm of dropout(x) + residual, against those operations of torch."""
 
 import philox
 import pytest

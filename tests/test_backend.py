@@ -144,7 +144,7 @@ def test_explain_names_the_form(capsys):
 
 
 def test_explain_of_an_unknown_op():
-    with pytest.raises(ValueError, match="expected one of .*layer_norm.*, got 'softmax'"):
+    with pytest.raises(ValueError, match=r"expected one of .*layer_norm.*, got 'softmax'"):
         fastlm.explain("softmax", X)
 
 
@@ -156,7 +156,7 @@ def test_one_warning_where_a_gpu_falls_to_the_reference():
         dim = X.dim
 
     backend._warn_once.cache_clear()
-    with pytest.warns(UserWarning, match="gelu runs on torch's own operations.*runs on cpu"):
+    with pytest.warns(UserWarning, match=r"gelu runs on torch's own operations.*runs on cpu"):
         assert choose("gelu", OnGpu()) == "torch"
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,4 +1,4 @@
-"""cross_entropy against torch's own; torch_front in its name where torch's function has it too."""
+"""cross_entropy against torch's own: values, gradients, and what backward may be asked for."""
 
 import pytest
 import torch
@@ -35,11 +35,12 @@ def weighted(function):
     return call
 
 
-def inputs(rows, classes, ignored=0, scale=1.0, shift=0.0, hidden=slice(0)):
-    """Logits, of which columns `hidden` are -inf, and targets elsewhere, the last of which are ignored."""
+def inputs(rows, classes, ignored=0, scale=1.0, shift=0.0, rise=0.0, hidden=slice(0)):
+    """Logits, of which columns `hidden` are -inf, and targets elsewhere; the last are ignored."""
 
     def make():
         logits = randn(rows, classes, scale=scale, shift=shift)
+        logits += torch.linspace(0, rise, classes)
         logits[:, hidden] = float("-inf")
         target = torch.randint(max(classes // 2, 0), max(classes, 1), (rows,))
         target[rows - ignored :] = IGNORE
@@ -84,9 +85,11 @@ EDGES = (
     case("all-ignored", (4, 50), "0 / 0, which torch calls NaN", values={"ignored": 4}),
     case("all-ignored-sum", (4, 50), "zero, with a gradient of zero", values={"ignored": 4},
          reduction="sum"),
-    case("far", (5, 1001), "a trained GPT-2's logits lie near -100; lse must not round the gradient",
+    case("far", (5, 1001), "a trained GPT-2's logits: a rounded lse must not show in the gradient",
          values={"scale": 5.0, "shift": -100.0}),
     case("huge", (5, 1001), "exponentials of 1e4 would overflow", values={"scale": 1e4}),
+    case("rising", (5, 5001), "later chunks far above the first, past what float32 can hold",
+         values={"rise": 300.0}),
     case("masked", (5, 5001), "logits of -inf, whole chunks of them at the start",
          values={"hidden": slice(0, 2100)}),
     case("masked-none", (5, 5001), "the same, forward and backward apart",
@@ -133,7 +136,7 @@ def test_other_ignore_index(backend):
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("upstream", [1.0, 3.0, -0.5])
 def test_two_backwards_of_a_retained_graph(reduction, upstream, cpp):
-    """The first hands over the gradient that forward wrote; the second must not find it changed or gone."""
+    """The first hands over what forward wrote; the second must not find it changed or gone."""
     logits, target = torch.randn(40, 1001, requires_grad=True), torch.randint(1001, (40,))
     factor = torch.tensor(upstream)
     truth = logits.detach().double().requires_grad_()

@@ -1,4 +1,4 @@
-"""ops.cross_entropy takes what torch.nn.functional.cross_entropy takes, and refuses what it refuses."""
+"""ops.cross_entropy takes what torch.nn.functional's takes, and refuses what it refuses."""
 
 import inspect
 

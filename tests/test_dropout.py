@@ -85,7 +85,7 @@ def test_rows_past_32_bits_count_on():
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_keep_rate_is_binomial(p, cpp):
-    """Six standard deviations: a right generator fails once in 500 million runs, and the seed is fixed."""
+    """Six standard deviations: a right generator fails once in 500 million runs."""
     n = 512 * 512
     kept = (ops.dropout(torch.ones(512, 512), p) != 0).sum().item()
     assert abs(kept - n * (1 - p)) <= 6 * math.sqrt(n * p * (1 - p))

@@ -1,4 +1,4 @@
-"""ops.scaled_dot_product_attention takes what torch.nn.functional's takes, and refuses what it refuses."""
+"""ops.scaled_dot_product_attention takes what torch.nn.functional's takes, and refuses likewise."""
 
 import inspect
 

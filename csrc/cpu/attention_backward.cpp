@@ -188,7 +188,8 @@ template <class T> void backward(const AttentionBackward& p, int64_t threads) {
   const auto partial_of = [&](int64_t batch, int64_t head, int64_t slice) {
     return partial.data() + ((batch * s.heads + head) * slices.count + slice) * head_size;
   };
-  parallel_items(s.batch * s.kv_heads * slices.count, threads, [&](int64_t item) {
+  const int64_t work = 5 * queries * slices.keys * s.head_dim;
+  parallel_items(s.batch * s.kv_heads * slices.count, work, threads, [&](int64_t item) {
     const int64_t slice = item % slices.count, kv_head = item / slices.count % s.kv_heads;
     const int64_t batch = item / slices.count / s.kv_heads;
     const Sequence seq(s, batch);
@@ -202,7 +203,7 @@ template <class T> void backward(const AttentionBackward& p, int64_t threads) {
     });
   });
   if (!several) return;
-  parallel_items(s.batch * s.heads, threads, [&](int64_t item) {
+  parallel_items(s.batch * s.heads, slices.count * head_size, threads, [&](int64_t item) {
     A* total = partial_of(item / s.heads, item % s.heads, 0);
     for (int64_t i = 0; i < head_size; ++i)
       for (int64_t slice = 1; slice < slices.count; ++slice)

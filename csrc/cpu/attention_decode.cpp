@@ -78,7 +78,9 @@ template <class T> void append(const CacheAppend& p, int64_t threads) {
 template <class T> void decode(const AttentionForward& p, int64_t threads) {
   const AttentionShape& s = p.shape;
   const int64_t group = s.heads / s.kv_heads;
-  parallel_items(s.batch * s.kv_heads, threads, [&](int64_t item) {
+  // A dot product of one key costs about as much as eight of the block kernel's.
+  const int64_t work = 8 * 2 * group * s.queries * s.keys * s.head_dim;
+  parallel_items(s.batch * s.kv_heads, work, threads, [&](int64_t item) {
     const Sequence seq(s, item / s.kv_heads);
     Scratch<acc_t<T>> memory(2 * s.head_dim + s.keys);
     acc_t<T>*q = memory.data(), *out = q + s.head_dim, *scores = out + s.head_dim;

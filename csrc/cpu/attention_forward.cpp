@@ -103,7 +103,8 @@ template <class T> void forward(const AttentionForward& p, int64_t threads) {
   if (is_decode(s)) return decode<T>(p, threads);
   const int64_t blocks =
       ceil_div(s.queries, kQueries);  // of the longest sequence; the others skip what they lack
-  parallel_items(s.batch * s.heads * blocks, threads, [&](int64_t item) {
+  const int64_t work = 2 * kQueries * s.keys * s.head_dim;
+  parallel_items(s.batch * s.heads * blocks, work, threads, [&](int64_t item) {
     const int64_t query =
         (blocks - 1 - item % blocks) * kQueries;  // the longest first: better balance when causal
     const Sequence seq(s, item / blocks / s.heads);

@@ -12,23 +12,33 @@ namespace {
 constexpr double kSqrt2OverPi = 0.7978845608028654, kCubic = 0.044715;
 constexpr double kSqrtHalf = 0.7071067811865476, kInverseSqrt2Pi = 0.3989422804014327;
 
-// 0.5 (1 + tanh(a)) = 1 / (1 + 2^(-2 a log2(e))), with a = sqrt(2/pi) (u + 0.044715 u^3).
-template <class A> FASTLM_INLINE Vec<A> tanh_gate(Vec<A> u) {
+// gate = 0.5 (1 + tanh(a)) = 1 / (1 + e) and 1 - gate = e / (1 + e), with e = 2^(-2 a log2(e)) and
+// a = sqrt(2/pi) (u + 0.044715 u^3).
+template <class A> struct Gate {
+  Vec<A> open, shut;
+};
+template <class A> FASTLM_INLINE Gate<A> tanh_gate(Vec<A> u) {
   constexpr double kLinear = -2 * kLog2e * kSqrt2OverPi;
-  return reciprocal(A(1) + exp2(u * (A(kLinear) + A(kLinear * kCubic) * (u * u))));
+  const Vec<A> e = exp2(u * (A(kLinear) + A(kLinear * kCubic) * (u * u)));
+  const Vec<A> open = reciprocal(A(1) + e);
+  return {open, e * open};
 }
 
 template <class A, bool kTanh> FASTLM_INLINE Vec<A> gelu(Vec<A> u) {
   if constexpr (kTanh)
-    return u * tanh_gate<A>(u);
+    return u * tanh_gate<A>(u).open;
   else
     return u * (A(0.5) + A(0.5) * erf(u * A(kSqrtHalf)));
 }
 
 template <class A, bool kTanh> FASTLM_INLINE Vec<A> gelu_derivative(Vec<A> u) {
   if constexpr (kTanh) {
-    const Vec<A> gate = tanh_gate<A>(u);
-    return gate + u * gate * (A(1) - gate) * (A(2 * kSqrt2OverPi) * (A(1) + A(3 * kCubic) * u * u));
+    // Past +-16 the gate is 0 or 1 to any precision, and u^2 times a vanished slope is not a
+    // number.
+    const Vec<A> v = max(-max(-u, all(A(-16))), all(A(-16)));
+    const Gate<A> gate = tanh_gate<A>(v);
+    const Vec<A> slope = gate.open * gate.shut;
+    return gate.open + v * slope * (A(2 * kSqrt2OverPi) * (A(1) + A(3 * kCubic) * v * v));
   } else {
     const Vec<A> density = exp2_bounded(u * u * A(-0.5 * kLog2e)) * A(kInverseSqrt2Pi);
     return A(0.5) + A(0.5) * erf(u * A(kSqrtHalf)) + u * density;

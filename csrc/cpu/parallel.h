@@ -23,9 +23,11 @@ void parallel_for(int64_t n, int64_t bytes_each, int64_t threads, const Body& bo
 }
 
 // body(i) for i in [0, n), handed out one by one: for items of unequal cost.
-template <class Body> void parallel_items(int64_t n, int64_t threads, const Body& body) {
+template <class Body>
+void parallel_items(int64_t n, int64_t multiplications_each, int64_t threads, const Body& body) {
+  constexpr int64_t kWorthATeam = 1 << 18;
   if (threads > n) threads = n;
-  if (threads <= 1) {
+  if (threads <= 1 || n * multiplications_each < kWorthATeam) {
     for (int64_t i = 0; i < n; ++i) body(i);
     return;
   }

@@ -251,6 +251,18 @@ FASTLM_INLINE void write_row(T* out, int64_t n, const Body& body) {
 
 // ---- arithmetic ----
 
+// v, in a register: what is computed from it is not fused with how it was. Where a formula is
+// inlined in two places that must agree to the bit, the compiler would otherwise fuse them
+// differently.
+template <class V> FASTLM_INLINE V rounded(V v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+  return v;
+}
+
 FASTLM_INLINE Vec<float> max(Vec<float> a, Vec<float> b) {
 #if defined(__AVX512F__)
   return bit_cast<Vec<float>>(_mm512_max_ps(bit_cast<__m512>(a), bit_cast<__m512>(b)));

@@ -6,7 +6,7 @@ from torch.autograd.function import once_differentiable
 
 from .. import memory, reference
 from ..backend import choose, where
-from .define import check_probability, define, draw_seed, statistics_like
+from .define import check_probability, contiguous_like, define, draw_seed, statistics_like
 
 # ---- implementation ----
 
@@ -43,6 +43,7 @@ attention_forward = define(
     op="attention",
     reference=reference.attention_forward,
     native=_forward,
+    fake=lambda q, *_: (contiguous_like(q), _lse_like(q)),
 )
 attention_backward = define(
     "attention_backward",
@@ -52,6 +53,7 @@ attention_backward = define(
     op="attention",
     reference=reference.attention_backward,
     native=_backward,
+    fake=lambda dout, *qkv_and_more: tuple(contiguous_like(t) for t in qkv_and_more[:3]),
 )
 # ---- autograd ----
 

@@ -15,7 +15,7 @@ from .define import define, statistics_like
 def _forward(
     kernels, logits, target, weight, ignore_index, label_smoothing, lse_square_scale, softcap, dloss
 ):
-    loss, lse = statistics_like(logits, target.shape), statistics_like(logits, target.shape)
+    loss, lse = statistics_like(logits, target.shape), target.new_empty(target.shape).double()
     dlogits = None if dloss is None else memory.empty_like(logits)
     kernels.cross_entropy_forward(
         loss, lse, dlogits, logits, target, weight,
@@ -122,7 +122,7 @@ class _ReducedCrossEntropy(torch.autograd.Function):
         )  # raises, as torch does, when the graph is freed
         dlogits, ctx.dlogits = ctx.dlogits, None
         if dlogits is None:
-            rows = torch.full_like(lse, ctx.factor) * dloss
+            rows = torch.full_like(lse, ctx.factor, dtype=dloss.dtype) * dloss
             dlogits = cross_entropy_backward(
                 rows, logits, target, weight, lse, *ctx.options, ctx.backend
             )

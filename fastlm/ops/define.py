@@ -10,12 +10,21 @@ from .. import backend as backends
 _library = torch.library.Library("fastlm", "DEF")
 
 
-def define(name: str, schema: str, *, op: str, reference: Callable, native: Callable) -> Callable:
+def define(
+    name: str,
+    schema: str,
+    *,
+    op: str,
+    reference: Callable,
+    native: Callable,
+    fake: Callable | None = None,
+) -> Callable:
     """Register fastlm::<name> and return it.
 
-    `schema` ends in `str backend`. Backend "torch" runs `reference`, which is also the fake kernel;
-    every other runs `native(module, *arguments)`, which allocates the results and calls the
-    function of the module that op's table names.
+    `schema` ends in `str backend`. Backend "torch" runs `reference`, which is also the fake kernel
+    unless `fake` is given: tracing a long reference takes torch.compile seconds a call. Every other
+    runs `native(module, *arguments)`, which allocates the results and calls the function of the
+    module that op's table names.
     """
     _library.define(f"{name}{schema}")
 
@@ -25,11 +34,11 @@ def define(name: str, schema: str, *, op: str, reference: Callable, native: Call
             return reference(*arguments)
         return native(backends.load(backend, op), *arguments)
 
-    def fake(*arguments):
-        return reference(*arguments[:-1])
+    def without_backend(*arguments):
+        return (fake or reference)(*arguments[:-1])
 
     _library.impl(name, implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fastlm::{name}", fake, lib=_library)
+    torch.library.register_fake(f"fastlm::{name}", without_backend, lib=_library)
     return getattr(torch.ops.fastlm, name).default
 
 
@@ -44,6 +53,11 @@ def check_probability(op: str, argument: str, p: float) -> None:
     """Raises ValueError unless 0 <= p <= 1."""
     if not 0 <= p <= 1:
         raise ValueError(f"{op}: {argument}: expected a probability from 0 to 1, got {p}")
+
+
+def contiguous_like(x: Tensor) -> Tensor:
+    """Uninitialised and contiguous, for fakes."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def statistics_like(x: Tensor, shape) -> Tensor:

@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from .. import memory, reference
 from ..backend import choose, where
-from .define import check_probability, define, draw_seed
+from .define import check_probability, contiguous_like, define, draw_seed
 
 # ---- implementation ----
 
@@ -27,6 +27,7 @@ dropout_apply = define(
     op="dropout",
     reference=reference.dropout,
     native=_dropout,
+    fake=lambda x, *_: contiguous_like(x),
 )
 
 # ---- autograd ----

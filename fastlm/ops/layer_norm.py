@@ -8,7 +8,14 @@ from torch.autograd.function import once_differentiable
 
 from .. import memory, reference
 from ..backend import choose, where
-from .define import check_probability, define, draw_seed, parameter_form, statistics_like
+from .define import (
+    check_probability,
+    contiguous_like,
+    define,
+    draw_seed,
+    parameter_form,
+    statistics_like,
+)
 
 # ---- implementation: outputs allocated, the kernel called ----
 
@@ -61,7 +68,18 @@ def _or_empty(grad: Tensor | None, like: Tensor) -> Tensor:
     return like.new_empty(0) if grad is None else grad
 
 
-# ---- schema and fake ----
+# ---- schema and fake: what dropout does changes no shape ----
+
+
+def _add_layer_norm_forward_fake(x, residual, weight, bias, seed, *options):
+    return reference.add_layer_norm_forward(x, residual, weight, bias, None, *options)
+
+
+def _add_layer_norm_backward_fake(dy, dz, z, weight, bias, mean, rstd, seed, dropout_p):
+    arguments = (dy, dz, z, weight, bias, mean, rstd, None, dropout_p)
+    dx, *others = reference.add_layer_norm_backward(*arguments)
+    return dx if seed is None else contiguous_like(z), *others
+
 
 layer_norm_forward = define(
     "layer_norm_forward",
@@ -86,6 +104,7 @@ add_layer_norm_forward = define(
     op="add_layer_norm",
     reference=reference.add_layer_norm_forward,
     native=_add_layer_norm_forward,
+    fake=_add_layer_norm_forward_fake,
 )
 add_layer_norm_backward = define(
     "add_layer_norm_backward",
@@ -95,6 +114,7 @@ add_layer_norm_backward = define(
     op="add_layer_norm",
     reference=reference.add_layer_norm_backward,
     native=_add_layer_norm_backward,
+    fake=_add_layer_norm_backward_fake,
 )
 
 # ---- autograd ----

@@ -56,7 +56,9 @@ def _form(
         return "a top-left causal mask of unequal lengths"
     if query.shape[1] != key.shape[1] and not enable_gqa:
         return "unequal heads without enable_gqa"
-    of_one_kind = (query.dtype, query.device) == (key.dtype, key.device) == (value.dtype, value.device)
+    of_one_kind = (
+        (query.dtype, query.device) == (key.dtype, key.device) == (value.dtype, value.device)
+    )
     heads_fit = key.shape[1] > 0 and query.shape[1] % key.shape[1] == 0
     if not 0 <= dropout_p <= 1 or not of_one_kind or not heads_fit:
         return "what torch refuses"

@@ -70,6 +70,17 @@ def test_tensor_operations_of_attention_and_wgmma(cuda):
     assert gemm.counters.tensor_operations == 2 * 64**3
 
 
+def test_instructions_are_counted_by_class(cuda):
+    x, weight, bias, y = (aligned_floats(128) for _ in range(4))
+    kernel = cuda("layer_norm", counters=True)["layer_norm_forward"]
+    kernel[1, 128](x, weight, bias, y, 128, 1e-5)
+    classes = kernel.counters.instructions
+    # Two block sums of five shuffles and two barriers by 128 threads; one rsqrt by each.
+    assert classes["sync"] == 128 * 2 * (5 + 2)
+    assert classes["special"] == 128
+    assert classes["float"] > 128 * 2 * 5 and classes["tensor"] == 0
+
+
 def test_counters_are_printed_as_counts(counted):
     kernel = counted["copy_rows"]
     assert kernel.counters is None

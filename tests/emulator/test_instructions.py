@@ -76,7 +76,7 @@ def ptx_of_table():
         for name in ("in0", "in1", "in2", "out")
     )
     return (
-        ".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry table(.param .u64 in0, "
+        ".version 8.0\n.target sm_90\n.address_size 64\n.visible .entry table(.param .u64 in0, "
         ".param .u64 in1, .param .u64 in2, .param .u64 out)\n{\n.reg .pred %p<2>;\n"
         ".reg .b16 %h<4>;\n.reg .b32 %r<6>;\n.reg .b64 %d<4>, %in0, %in1, %in2, %out, %lane;\n"
         "mov.u32 %r5, %tid.x;\nmul.wide.u32 %lane, %r5, 8;\n"

@@ -40,6 +40,13 @@ def test_calls_with_structs_and_recursion(language):
     assert y.tolist() == [11.5, 4, 126, 10]  # 3/2 + 10, 8/2, (5 + 1) + 5!
 
 
+@pytest.mark.parametrize("options", [{}, {"races": True, "uninitialized": True}], ids=str)
+def test_shared_memory_of_a_function_is_its_own(cuda, options):
+    y = torch.zeros(32, dtype=torch.int32)
+    cuda("language", **options)["shared_in_a_function"][1, 32](y)
+    assert y.tolist() == [(i + 1) % 32 - 100 * (31 - i) for i in range(32)]
+
+
 @pytest.mark.parametrize("which, expected", [(0, 6.0), (1, 9.0)])
 def test_indirect_call(language, which, expected):
     y = torch.tensor([3.0])
@@ -86,11 +93,24 @@ def test_blocks_that_wait_for_each_other_are_resident(cuda, schedule, workers):
     assert y.tolist() == [(i + 1) % blocks * 10 for i in range(blocks)]
 
 
+@pytest.mark.parametrize("options", [{}, {"schedule": "random"}, {"races": True}], ids=str)
+def test_cooperative_groups_synchronise_the_grid(cuda, options):
+    places, y = (torch.zeros(5, dtype=torch.int32) for _ in range(2))
+    cuda("language", **options)["cooperative"][5, 64](places, y)
+    assert y.tolist() == [10, 20, 30, 40, 0]
+
+
 def test_blocks_beyond_the_resident_ones_never_start(cuda):
     arrived, places, y = (torch.zeros(8, dtype=torch.int32) for _ in range(3))
     module = cuda("language", resident=4, spin_limit=10_000)
     with pytest.raises(emulator.KernelError, match="livelock"):
         module["grid_barrier"][8, 32](arrived, places, y)
+
+
+def test_a_loop_that_waits_for_time_to_pass_ends(language):
+    y = torch.zeros(1, dtype=torch.int32)
+    language["wait_for_time"][1, 32](y)
+    assert y.item() == 1
 
 
 def test_votes_reductions_and_counting_barriers(language):

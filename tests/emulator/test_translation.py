@@ -132,6 +132,14 @@ def test_missing_compilers_are_named(monkeypatch, tmp_path):
     build._compiler.cache_clear()
 
 
+def test_nothing_is_compiled_twice(monkeypatch):
+    text = ptx("mov.u32 %r1, 5;")
+    run(text, None)
+    monkeypatch.setattr(build, "_run_compiler", lambda _: pytest.fail("compiled again"))
+    run(text, None)
+    run(text, None, schedule="reverse", late_copies=False)
+
+
 def test_nvcc_errors_are_shown(cuda, tmp_path):
     source = tmp_path / "bad.cu"
     source.write_text("__global__ void k() { undeclared(); }")

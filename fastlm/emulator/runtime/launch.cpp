@@ -98,8 +98,8 @@ void check_request(const Request& request, const KernelInfo& kernel) {
   if (shared > request.shared_limit)
     throw "the block needs " + std::to_string(shared) + " bytes of shared memory, the limit is " +
         std::to_string(request.shared_limit);
-  if (request.range_count > kRanges)
-    throw std::string("more than " + std::to_string(kRanges) + " buffers");
+  if (request.range_count >= kRanges)
+    throw std::string("more than " + std::to_string(kRanges - 1) + " buffers");
 }
 
 }  // namespace
@@ -109,6 +109,8 @@ Launch::Launch(const Request& request, const KernelInfo& kernel, Result& result)
   // No ranges: every entry is the whole address space, so that any hint is right.
   for (int i = 0; i < kRanges; ++i) ranges[i] = request.range_count ? Range{} : Range{0, ~0ull};
   for (uint32_t i = 0; i < request.range_count; ++i) ranges[i] = request.ranges[i];
+  if (request.range_count)
+    ranges[kRanges - 1] = {reinterpret_cast<uint64_t>(grid_workspace), sizeof grid_workspace};
   const uint64_t blocks = uint64_t(request.grid[0]) * request.grid[1] * request.grid[2];
   order.resize(blocks);
   for (uint64_t i = 0; i < blocks; ++i)
@@ -161,7 +163,7 @@ void fail_bounds(Thread& t, uint32_t site, Space space, uint64_t address, uint32
   // Name the buffer that ends (or begins) nearest to the address.
   int nearest = -1;
   uint64_t distance = ~0ull;
-  for (int i = 0; i < kRanges; ++i) {
+  for (int i = 0; i < kRanges - 1; ++i) {
     const Range& range = t.ranges[i];
     if (!range.bytes) continue;
     const uint64_t gap = address < range.begin ? range.begin - address

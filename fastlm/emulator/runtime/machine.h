@@ -55,6 +55,7 @@ struct Launch {
   const KernelInfo& kernel;
   Result& result;
   Range ranges[kRanges];
+  uint32_t grid_workspace[8] = {};
   std::vector<uint64_t> order;  // of the blocks
   std::atomic<uint64_t> next{0}, progress{0};
   std::atomic<bool> stop{false};

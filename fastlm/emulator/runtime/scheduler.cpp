@@ -49,6 +49,7 @@ BlockState::BlockState(Worker& worker, Launch& launch, uint32_t thread_count)
   const Request& request = launch.request;
   shared = arena;
   dynamic_bytes = request.dynamic_shared;
+  grid_workspace = reinterpret_cast<uint64_t>(launch.grid_workspace);
   uint32_t begin = launch.kernel.static_shared;
   const uint32_t alignment = launch.kernel.dynamic_alignment;
   if (dynamic_bytes) begin = (begin + alignment - 1) / alignment * alignment;
@@ -115,6 +116,7 @@ void wait(Thread& t, const char* what, uint32_t site) {
 }
 
 void spin(Thread& t, uint32_t site) {
+  --t.fuel;  // also what %clock shows: a loop that waits for time to pass ends
   Warp& warp = *t.warp;
   warp.spinning |= 1u << t.lane;
   warp.block->spinning_warps |= 1u << warp.index;
@@ -269,7 +271,8 @@ void Worker::report_deadlock() {
     }
   if (!stuck) return;
   std::string text = spins > launch.request.spin_limit ? "livelock:" : "deadlock:";
-  for (auto& [what, count] : reasons) text += " " + std::to_string(count) + " in " + what + ",";
+  for (auto& [what, count] : reasons)
+    text += " " + std::to_string(count) + " threads in " + what + ",";
   text.back() = ' ';
   record_failure(*stuck, stuck->waiting_site, 0, text + "and nothing left to run");
 }

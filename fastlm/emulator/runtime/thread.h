@@ -37,6 +37,7 @@ struct Block {
   uint32_t shared_bytes;   // static and dynamic together
   uint32_t dynamic_bytes;  // what the launch asked for
   uint32_t ctaid[3], ntid[3], nctaid[3];
+  uint64_t grid_workspace;  // of cooperative groups: the barrier of the grid lies 4 bytes in
 };
 
 // One CUDA thread, run by one fiber.

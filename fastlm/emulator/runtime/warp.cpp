@@ -96,11 +96,12 @@ bool arrive(Thread& t, const char* name, uint32_t mask, void* operands, uint32_t
   return mine->arrived == mask;
 }
 
-uint32_t barrier_sync(Thread& t, uint32_t site, uint32_t id, uint32_t count, bool predicate) {
+uint32_t barrier_sync(Thread& t, uint32_t site, bool aligned, uint32_t id, uint32_t count,
+                      bool predicate) {
   BlockState& block = block_of(t);
   Barrier& barrier = block.barriers[id & 15];
   const uint32_t w = t.warp->index;
-  if (barrier.waiting[w] && barrier.site[w] != site)
+  if (aligned && barrier.waiting[w] && barrier.site[w] != site)
     fail(t, site, "diverged barrier: other lanes of this warp wait in a different bar.sync");
   barrier.site[w] = site;
   barrier.votes += predicate;

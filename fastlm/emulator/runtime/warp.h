@@ -5,8 +5,9 @@
 namespace emulator {
 
 // bar.sync id {, count}: count 0 means the whole block. Returns how many threads came with
-// `predicate` set, for barrier.red.
-uint32_t barrier_sync(Thread&, uint32_t site, uint32_t id, uint32_t count, bool predicate = false);
+// `predicate` set, for barrier.red. All lanes of a warp must come from one place if `aligned`.
+uint32_t barrier_sync(Thread&, uint32_t site, bool aligned, uint32_t id, uint32_t count,
+                      bool predicate = false);
 void barrier_arrive(Thread&, uint32_t site, uint32_t id, uint32_t count);
 void warp_sync(Thread&, uint32_t site, uint32_t mask);
 void spin(Thread&, uint32_t site);

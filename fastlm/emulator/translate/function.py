@@ -4,7 +4,7 @@ import re
 
 from ..errors import TranslationError
 from ..syntax import CallPrototype, Instruction, Label, Location, Registers, Scope, Variable
-from ..types import CPP, FLOATS, HALVES, bits_type, register_type, type_bytes
+from ..types import CPP, FLOATS, HALVES, PACKED, bits_type, register_type, type_bytes
 from .registry import Modifiers, find
 
 _SPECIAL = {
@@ -19,17 +19,17 @@ _SPECIAL = {
     "%lanemask_le": "(2u << t.lane) - 1",
     "%lanemask_gt": "~((2u << t.lane) - 1)",
     "%lanemask_ge": "~((1u << t.lane) - 1)",
-    # One block is a cluster of its own, and time stands still.
+    # One block is a cluster of its own; time is the number of trips round loops.
     "%cluster_ctarank": "0",
     "%cluster_nctarank": "1",
-    "%clock": "0",
-    "%clock64": "0",
-    "%globaltimer": "0",
+    "%clock": "-t.fuel",
+    "%clock64": "-t.fuel",
+    "%globaltimer": "-t.fuel",
     "%smid": "0",
     "%is_explicit_cluster": "0",
-    # Cooperative launch: the driver's workspace, one zero word for the barrier of the grid.
-    "%envreg1": "0",
-    "%envreg2": "0",
+    # Where the driver of a cooperative launch passes the address of the grid's barrier.
+    "%envreg1": "t.block->grid_workspace >> 32",
+    "%envreg2": "t.block->grid_workspace",
 }
 _VECTORS = {"%tid": "t.tid", "%ctaid": "t.block->ctaid", "%ntid": "t.block->ntid",
             "%nctaid": "t.block->nctaid", "%clusterid": "t.block->ctaid",
@@ -125,6 +125,8 @@ class FunctionTranslator:
     def _instruction(self, instruction):
         self.site = instruction.line
         translate, counted = find(instruction.opcode)
+        if counted == "kInteger" and instruction.modifiers[-1] in (*FLOATS, *PACKED):
+            counted = "kFloat"
         modifiers = Modifiers(instruction)
         code = translate(self, modifiers, instruction.operands)
         modifiers.finish()

@@ -4,7 +4,7 @@ import dataclasses
 import re
 
 from ..errors import TranslationError
-from ..syntax import Instruction, Location
+from ..syntax import Instruction, Location, Variable
 from ..types import type_bytes
 from .function import FunctionTranslator, cpp_name
 
@@ -23,12 +23,19 @@ class ModuleTranslator:
             v.name: v.align for v in module.variables if v.space == "shared" and v.count is None
         }
         self._module_shared, self._module_shared_end = {}, 0
-        for variable in module.variables:
-            if variable.space == "shared" and variable.count is not None:
-                self._place_module_shared(variable)
-        self._placed = {}  # by function: list of (offset, size)
+        for variable in self._common_shared():
+            self._place_module_shared(variable)
+        self._placed = {}  # by kernel: list of (offset, size)
 
     # ---- shared memory
+
+    def _common_shared(self):
+        """Shared variables of the module, and of functions that several kernels may call."""
+        yield from (v for v in self.ast.variables if v.space == "shared" and v.count is not None)
+        for function in self._bodies.values():
+            if not function.is_kernel:
+                variables = (s for s in function.body if isinstance(s, Variable))
+                yield from (v for v in variables if v.space == "shared")
 
     def _place_module_shared(self, variable):
         size = type_bytes(variable.type) * variable.count
@@ -38,6 +45,8 @@ class ModuleTranslator:
 
     def place_shared(self, function, variable):
         """Offset of a .shared variable declared inside a function."""
+        if not function.is_kernel:
+            return self._module_shared[variable.name][0]
         size = type_bytes(variable.type) * (variable.count or 1)
         placed = self._placed.setdefault(function.name, list(self._module_shared.values()))
         end = placed[-1][0] + placed[-1][1] + _SHARED_GAP if placed else 0

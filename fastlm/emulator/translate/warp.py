@@ -16,17 +16,18 @@ def barrier(fn, modifiers, operands):
         modifiers.flag("sync")
         return f"warp_sync(t, {fn.site}, {fn.value(operands[0], 'u32')});"
     modifiers.flag("cta")
-    modifiers.flag("aligned")
+    aligned = "true" if modifiers.flag("aligned") or modifiers.opcode == "bar" else "false"
     action = modifiers.need("sync", "arrive", "red")
     if action == "red":
-        return _voting_barrier(fn, modifiers, operands)
+        return _voting_barrier(fn, modifiers, operands, aligned)
     values = [fn.value(o, "u32") for o in operands]
     count = values[1] if len(values) > 1 else "0"
-    name = "barrier_sync" if action == "sync" else "barrier_arrive"
-    return f"{name}(t, {fn.site}, {values[0]}, {count});"
+    if action == "arrive":
+        return f"barrier_arrive(t, {fn.site}, {values[0]}, {count});"
+    return f"barrier_sync(t, {fn.site}, {aligned}, {values[0]}, {count});"
 
 
-def _voting_barrier(fn, modifiers, operands):
+def _voting_barrier(fn, modifiers, operands, aligned):
     vote = modifiers.need("popc", "and", "or")
     kind = modifiers.type()
     target, identifier, *count, predicate = operands
@@ -34,7 +35,7 @@ def _voting_barrier(fn, modifiers, operands):
     threads = "t.block->ntid[0] * t.block->ntid[1] * t.block->ntid[2]"
     expected = f"({count} ? {count} : {threads})"
     call = (
-        f"barrier_sync(t, {fn.site}, {fn.value(identifier, 'u32')}, {count}, "
+        f"barrier_sync(t, {fn.site}, {aligned}, {fn.value(identifier, 'u32')}, {count}, "
         f"{fn.value(predicate, 'pred')})"
     )
     code = {"popc": call, "and": f"({call} == {expected})", "or": f"({call} != 0)"}[vote]

@@ -32,6 +32,21 @@ extern "C" __global__ void calls(float* y, Pair p, int n) {
   y[0] = half.low, y[1] = half.high, y[2] = float(half.steps + factorial(n));
 }
 
+// A function with shared memory of its own, beside that of the kernel that calls it.
+__device__ __noinline__ int neighbour(int value) {
+  __shared__ int mine[32];
+  mine[threadIdx.x] = value;
+  __syncthreads();
+  return mine[(threadIdx.x + 1) % 32];
+}
+extern "C" __global__ void shared_in_a_function(int* y) {
+  __shared__ int own[32];
+  own[threadIdx.x] = -int(threadIdx.x);
+  y[threadIdx.x] = neighbour(threadIdx.x);
+  __syncthreads();
+  y[threadIdx.x] += 100 * own[31 - threadIdx.x];
+}
+
 using Function = float (*)(float);
 __device__ float twice(float x) { return 2 * x; }
 __device__ float square(float x) { return x * x; }
@@ -81,6 +96,18 @@ extern "C" __global__ void grid_barrier(unsigned* arrived, int* places, int* y) 
   }
   __syncthreads();
   if (threadIdx.x == 0) y[blockIdx.x] = places[(blockIdx.x + 1) % gridDim.x];
+}
+
+extern "C" __global__ void cooperative(int* places, int* y) {
+  const auto grid = cooperative_groups::this_grid();
+  if (threadIdx.x == 0) places[blockIdx.x] = int(blockIdx.x) * 10;
+  grid.sync();
+  if (threadIdx.x == 0) y[blockIdx.x] = places[(blockIdx.x + 1) % gridDim.x];
+}
+
+extern "C" __global__ void wait_for_time(int* y) {
+  const long long start = clock64();
+  while (clock64() < start + 1000) y[0] = 1;
 }
 
 extern "C" __global__ void votes(int* y) {

@@ -17,7 +17,7 @@ from .command import start
 from .log import can_plot
 
 # One pass over the text: three to four minutes on two cores.
-STEPS = 1500
+STEPS = 1150
 SETTINGS = {
     "tokenizer": "train",
     "vocab_size": 2048,

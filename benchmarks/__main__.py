@@ -40,7 +40,6 @@ def main() -> None:
     dtypes = ["float32"] if options.quick else options.dtype
     rounds = 3 if options.quick else options.rounds
     rates = denominators(tuple(DTYPES[d] for d in dtypes))
-    print(heading(environment(), rates), flush=True)
     results, start = [], time.perf_counter()
     for bench in ROWS:
         if options.op and not any(name in bench.op for name in options.op):
@@ -54,6 +53,7 @@ def main() -> None:
                 flush=True,
             )
             results.append(run(bench, DTYPES[dtype], rates, rounds))
+    print(heading(environment(), rates))
     print(table(results))
     missed = [r for r in results if r.dtype == "float32" and r.short_of()]
     for row in missed:

@@ -72,22 +72,32 @@ def clean_caches() -> None:
     _cpu.traffic("read", _scrubber(), _scrubber(), torch.get_num_threads())
 
 
-def denominators(dtypes: tuple[torch.dtype, ...]) -> dict[str, float]:
-    """GB/s of read, copy (past the caches) and in-place traffic, and GFLOP/s of a 2048^3 torch
-    matmul per dtype.
+_PASSES = {"read": 1, "copy": 2, "in_place": 2}
+
+
+@functools.cache
+def _traffic_buffers() -> tuple[torch.Tensor, torch.Tensor]:
+    cpu = torch.device("cpu")
+    source, target = (memory.empty((50_000_000,), torch.float32, cpu).zero_() for _ in range(2))
+    return source, target
+
+
+def rate(kind: str) -> float:
+    """GB/s of "read", "copy" (past the caches) or "in_place" traffic, or GFLOP/s of a 2048^3 torch
+    matmul in the dtype of "gemm <dtype>".
     """
-    count, threads = 50_000_000, torch.get_num_threads()
-    source, target = (
-        memory.empty((count,), torch.float32, torch.device("cpu")).zero_() for _ in range(2)
-    )
-    rates = {}
-    for kind, passes in (("read", 1), ("copy", 2), ("in_place", 2)):
-        elapsed = best(lambda kind=kind: _cpu.traffic(kind, target, source, threads))
-        rates[kind] = passes * 4 * count / elapsed / 1e9
-    for dtype in dtypes:
-        a = torch.randn(2048, 2048).to(dtype)
-        rates[f"gemm {name_of(dtype)}"] = 2 * 2048**3 / best(lambda a=a: a @ a) / 1e9
-    return rates
+    if kind in _PASSES:
+        source, target = _traffic_buffers()
+        threads = torch.get_num_threads()
+        elapsed = best(lambda: _cpu.traffic(kind, target, source, threads))
+        return _PASSES[kind] * source.nbytes / elapsed / 1e9
+    a = torch.randn(2048, 2048).to(getattr(torch, kind.removeprefix("gemm ")))
+    return 2 * 2048**3 / best(lambda: a @ a) / 1e9
+
+
+def denominators(dtypes: tuple[torch.dtype, ...]) -> dict[str, float]:
+    """Every rate that rows of these dtypes are held against."""
+    return {kind: rate(kind) for kind in (*_PASSES, *(f"gemm {name_of(d)}" for d in dtypes))}
 
 
 def peak_bytes(call: Callable[[], object]) -> int:

@@ -3,7 +3,7 @@ torch.compile, and the definition that every kernel is documented by.
 
 Arguments and results are those of the registered ops (fastlm/ops). Statistics and losses are
 float32, or float64 for float64 inputs. Nothing here depends on values for its shapes, so that all
-of it runs on the meta device.
+of it runs on the meta device. Longer than other files, so that an op's definition has one place.
 """
 
 import torch

@@ -215,11 +215,8 @@ template <class T> void backward(const AttentionBackward& p, int64_t threads) {
 }  // namespace
 
 void launch(const AttentionBackward& p, int64_t threads) {
-  switch (p.shape.dtype) {
-    case DType::f32: return backward<float>(p, threads);
-    case DType::bf16: return backward<bf16>(p, threads);
-    default: return backward<double>(p, threads);
-  }
+  for_dtype(p.shape.dtype, false,
+            [&](auto element, auto) { backward<decltype(element)>(p, threads); });
 }
 
 }  // namespace fastlm::cpu::FASTLM_ISA

@@ -94,11 +94,7 @@ template void decode<bf16>(const AttentionForward&, int64_t);
 template void decode<double>(const AttentionForward&, int64_t);
 
 void launch(const CacheAppend& p, int64_t threads) {
-  switch (p.dtype) {
-    case DType::f32: return append<float>(p, threads);
-    case DType::bf16: return append<bf16>(p, threads);
-    default: return append<double>(p, threads);
-  }
+  for_dtype(p.dtype, false, [&](auto element, auto) { append<decltype(element)>(p, threads); });
 }
 
 }  // namespace fastlm::cpu::FASTLM_ISA

@@ -117,11 +117,8 @@ template <class T> void forward(const AttentionForward& p, int64_t threads) {
 }  // namespace
 
 void launch(const AttentionForward& p, int64_t threads) {
-  switch (p.shape.dtype) {
-    case DType::f32: return forward<float>(p, threads);
-    case DType::bf16: return forward<bf16>(p, threads);
-    default: return forward<double>(p, threads);
-  }
+  for_dtype(p.shape.dtype, false,
+            [&](auto element, auto) { forward<decltype(element)>(p, threads); });
 }
 
 }  // namespace fastlm::cpu::FASTLM_ISA

@@ -297,24 +297,16 @@ template <class T, bool kStream> void backward(const CrossEntropyBackward& p, in
 void launch(const CrossEntropyForward& p, int64_t threads) {
   if (p.rows == 0) return;
   const bool large = p.dlogits && p.dlogits != p.logits && p.rows * p.classes * 4 >= kStreamBytes;
-  switch (p.dtype) {
-    case DType::f32:
-      return large ? forward<float, true>(p, threads) : forward<float, false>(p, threads);
-    case DType::bf16:
-      return large ? forward<bf16, true>(p, threads) : forward<bf16, false>(p, threads);
-    default: return forward<double, false>(p, threads);
-  }
+  for_dtype(p.dtype, large, [&](auto element, auto stream) {
+    forward<decltype(element), stream.value>(p, threads);
+  });
 }
 
 void launch(const CrossEntropyBackward& p, int64_t threads) {
   const bool large = p.dlogits != p.logits && p.rows * p.classes * 4 >= kStreamBytes;
-  switch (p.dtype) {
-    case DType::f32:
-      return large ? backward<float, true>(p, threads) : backward<float, false>(p, threads);
-    case DType::bf16:
-      return large ? backward<bf16, true>(p, threads) : backward<bf16, false>(p, threads);
-    default: return backward<double, false>(p, threads);
-  }
+  for_dtype(p.dtype, large, [&](auto element, auto stream) {
+    backward<decltype(element), stream.value>(p, threads);
+  });
 }
 
 }  // namespace fastlm::cpu::FASTLM_ISA

@@ -134,51 +134,32 @@ template <class T, bool kStream> void dropout(const Dropout& p, int64_t threads)
   });
 }
 
-template <bool kTanh, class P> void launch_forward(const P& p, int64_t threads) {
-  const bool large = p.rows * p.cols * 4 >= kStreamBytes;
-  switch (p.dtype) {
-    case DType::f32:
-      return large ? forward<float, kTanh, true>(p, threads)
-                   : forward<float, kTanh, false>(p, threads);
-    case DType::bf16:
-      return large ? forward<bf16, kTanh, true>(p, threads)
-                   : forward<bf16, kTanh, false>(p, threads);
-    default: return forward<double, kTanh, false>(p, threads);
-  }
-}
-
-template <bool kTanh, class P> void launch_backward(const P& p, int64_t threads) {
-  const bool large = p.rows * p.cols * 4 >= kStreamBytes;
-  switch (p.dtype) {
-    case DType::f32:
-      return large ? backward<float, kTanh, true>(p, threads)
-                   : backward<float, kTanh, false>(p, threads);
-    case DType::bf16:
-      return large ? backward<bf16, kTanh, true>(p, threads)
-                   : backward<bf16, kTanh, false>(p, threads);
-    default: return backward<double, kTanh, false>(p, threads);
-  }
-}
-
 }  // namespace
 
 void launch(const GeluForward& p, int64_t threads) {
-  return p.tanh_form ? launch_forward<true>(p, threads) : launch_forward<false>(p, threads);
+  for_dtype(p.dtype, p.rows * p.cols * 4 >= kStreamBytes, [&](auto element, auto stream) {
+    using T = decltype(element);
+    if (p.tanh_form)
+      forward<T, true, stream.value>(p, threads);
+    else
+      forward<T, false, stream.value>(p, threads);
+  });
 }
 
 void launch(const GeluBackward& p, int64_t threads) {
-  return p.tanh_form ? launch_backward<true>(p, threads) : launch_backward<false>(p, threads);
+  for_dtype(p.dtype, p.rows * p.cols * 4 >= kStreamBytes, [&](auto element, auto stream) {
+    using T = decltype(element);
+    if (p.tanh_form)
+      backward<T, true, stream.value>(p, threads);
+    else
+      backward<T, false, stream.value>(p, threads);
+  });
 }
 
 void launch(const Dropout& p, int64_t threads) {
-  const bool large = p.rows * p.cols * 4 >= kStreamBytes;
-  switch (p.dtype) {
-    case DType::f32:
-      return large ? dropout<float, true>(p, threads) : dropout<float, false>(p, threads);
-    case DType::bf16:
-      return large ? dropout<bf16, true>(p, threads) : dropout<bf16, false>(p, threads);
-    default: return dropout<double, false>(p, threads);
-  }
+  for_dtype(p.dtype, p.rows * p.cols * 4 >= kStreamBytes, [&](auto element, auto stream) {
+    dropout<decltype(element), stream.value>(p, threads);
+  });
 }
 
 }  // namespace fastlm::cpu::FASTLM_ISA

@@ -199,26 +199,16 @@ template <class T, bool kStream> void backward(const LayerNormBackward& p, int64
 
 void launch(const LayerNormForward& p, int64_t threads) {
   if (p.rows == 0 || p.cols == 0) return;
-  const bool large = p.rows * p.cols * 4 >= kStreamBytes;
-  switch (p.dtype) {
-    case DType::f32:
-      return large ? forward<float, true>(p, threads) : forward<float, false>(p, threads);
-    case DType::bf16:
-      return large ? forward<bf16, true>(p, threads) : forward<bf16, false>(p, threads);
-    default: return forward<double, false>(p, threads);
-  }
+  for_dtype(p.dtype, p.rows * p.cols * 4 >= kStreamBytes, [&](auto element, auto stream) {
+    forward<decltype(element), stream.value>(p, threads);
+  });
 }
 
 void launch(const LayerNormBackward& p, int64_t threads) {
   if (p.cols == 0) return;
-  const bool large = p.rows * p.cols * 4 >= kStreamBytes;
-  switch (p.dtype) {
-    case DType::f32:
-      return large ? backward<float, true>(p, threads) : backward<float, false>(p, threads);
-    case DType::bf16:
-      return large ? backward<bf16, true>(p, threads) : backward<bf16, false>(p, threads);
-    default: return backward<double, false>(p, threads);
-  }
+  for_dtype(p.dtype, p.rows * p.cols * 4 >= kStreamBytes, [&](auto element, auto stream) {
+    backward<decltype(element), stream.value>(p, threads);
+  });
 }
 
 }  // namespace fastlm::cpu::FASTLM_ISA

@@ -40,7 +40,7 @@ lint: install
 bench: install
 	$(BIN)/python -m benchmarks
 
-# On a machine with CUDA: build there, test, measure, everything into out/gpu. Uses the Python that is active.
+# On a machine with CUDA: build and test there, results into out/gpu, with the Python that is active.
 gpu:
 	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
 	mkdir -p out/gpu

@@ -8,7 +8,7 @@ so that a machine that slows down slows both sides.
 
 import statistics
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -168,7 +168,3 @@ def interleave(calls: dict[str, Callable], rounds: int) -> dict[str, list[float]
                 clean_caches()
                 times.setdefault(f"{name}, pooled", []).append(seconds(calls[name]))
     return times
-
-
-def as_json(result: Result) -> dict:
-    return asdict(result)

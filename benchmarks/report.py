@@ -3,11 +3,12 @@ JSON.
 """
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from tabulate import tabulate
 
-from .harness import Result, as_json
+from .harness import Result
 
 README = Path(__file__).parent.parent / "README.md"
 RESULTS = Path(__file__).parent / "results"
@@ -59,7 +60,7 @@ def table(results: list[Result], style: str = "simple") -> str:
 
 
 def document(results: list[Result], environment: dict[str, str], rates: dict[str, float]) -> dict:
-    return {"environment": environment, "rates": rates, "results": [as_json(r) for r in results]}
+    return {"environment": environment, "rates": rates, "results": [asdict(r) for r in results]}
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -7,6 +7,7 @@
 // are sliced depends on the shape alone, and the slices' dQ are added in order, so the gradients
 // have the same bits with any number of threads.
 #include "attention_block.h"
+#include "for_dtype.h"
 #include "parallel.h"
 #include "scratch.h"
 

@@ -5,6 +5,7 @@
 // No lse is lost and no dropout applies.
 #include "attention_decode.h"
 
+#include "for_dtype.h"
 #include "parallel.h"
 #include "scratch.h"
 

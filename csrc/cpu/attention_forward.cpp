@@ -7,6 +7,7 @@
 // the rescaling of the output is skipped while no maximum grows.
 #include "attention_block.h"
 #include "attention_decode.h"
+#include "for_dtype.h"
 #include "parallel.h"
 #include "scratch.h"
 

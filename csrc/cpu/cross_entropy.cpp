@@ -7,6 +7,7 @@
 // does both. With logits in base 2, e^(z - base) is one fused multiply-add and 2^.
 #include "../cross_entropy.h"
 
+#include "for_dtype.h"
 #include "parallel.h"
 #include "scratch.h"
 #include "simd.h"

@@ -7,6 +7,7 @@
 // any number of threads.
 #include "../layer_norm.h"
 
+#include "for_dtype.h"
 #include "parallel.h"
 #include "philox.h"
 #include "scratch.h"

@@ -13,8 +13,6 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../dtype.h"
-
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -199,22 +197,6 @@ template <class A> FASTLM_INLINE Vec<A> live(Vec<A> v, Full) { return v; }
 template <class A> FASTLM_INLINE Vec<A> live(Vec<A> v, Part part, A dead = 0) {
   for (int64_t i = part.count; i < kLanes<A>; ++i) v[i] = dead;
   return v;
-}
-
-// ---- dispatch ----
-
-template <bool kValue> struct Flag {
-  static constexpr bool value = kValue;
-};
-
-// f(element, Flag<whether results are streamed>) for the element type of a dtype. float64 is here
-// for gradcheck and is never streamed.
-template <class F> void for_dtype(DType dtype, bool large, const F& f) {
-  switch (dtype) {
-    case DType::f32: return large ? f(float{}, Flag<true>{}) : f(float{}, Flag<false>{});
-    case DType::bf16: return large ? f(bf16{}, Flag<true>{}) : f(bf16{}, Flag<false>{});
-    default: return f(double{}, Flag<false>{});
-  }
 }
 
 // ---- streaming: stores past the caches, for results larger than they are ----

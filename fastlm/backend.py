@@ -5,15 +5,20 @@ device, dtype and size and whose module is installed. `with fastlm.use("torch"):
 FASTLM_BACKEND=torch replaces the list by that one name; if it cannot run you get an error that says
 why, never a quiet substitute. `fastlm.explain("layer_norm", x)` prints each kernel and why it was
 taken or passed over. The choice looks at device, dtype and static sizes only, never at values.
+
+"emulated:cuda" and "emulated:triton" are asked for by name alone: those kernels on CPU tensors, run
+instruction by instruction by fastlm.emulator.
 """
 
 import contextlib
 import functools
 import importlib
 import os
+import shutil
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -36,17 +41,18 @@ class Kernel:
     dtypes: tuple[torch.dtype, ...] | None = None
     last_dim: int | None = None
 
-    def why_not(self, x: Tensor, form: str | None = None) -> str | None:
+    def why_not(self, x: Tensor, form: str | None = None, emulated: bool = False) -> str | None:
         """Why this kernel cannot run on a tensor like x and a call of that form; None if it can."""
         if self.name != "torch" and form is not None:
             return f"does not take {form}"
-        if self.on is not None and x.device.type not in (self.on, "meta"):
-            return f"runs on {self.on} tensors, not on {x.device.type}"
+        on = "cpu" if emulated else self.on
+        if on is not None and x.device.type not in (on, "meta"):
+            return f"runs on {on} tensors, not on {x.device.type}"
         if self.dtypes is not None and x.dtype not in self.dtypes:
             return f"takes {_names(self.dtypes)}, not {_names((x.dtype,))}"
         if self.last_dim is not None and x.dim() and x.shape[-1] > self.last_dim:
             return f"takes a last dimension of at most {self.last_dim}, not {x.shape[-1]}"
-        return not_installed(self.module)
+        return _cannot_emulate(self.name) if emulated else not_installed(self.module)
 
 
 def _cpp(*dtypes: torch.dtype) -> Kernel:
@@ -66,6 +72,8 @@ KERNELS: dict[str, list[Kernel]] = {
 }
 
 BACKENDS = ("cuda", "triton", "cpp", "torch")
+_EMULATED = "emulated:"
+_CUDA_SOURCES = Path(__file__).parents[1] / "csrc"
 # What use() or FASTLM_BACKEND asks for. A plain global and no context variable: torch.compile
 # guards on the one, so that a compiled function follows use(), and cannot trace the other.
 _forced = os.environ.get("FASTLM_BACKEND") or None
@@ -89,7 +97,36 @@ def _import_error(module: str) -> str | None:
 @functools.cache
 def load(kernel_name: str, op: str) -> ModuleType:
     """The module that holds an op's kernel of that name."""
-    return importlib.import_module(next(k.module for k in KERNELS[op] if k.name == kernel_name))
+    base = kernel_name.removeprefix(_EMULATED)
+    module = next(k.module for k in KERNELS[op] if k.name == base)
+    if base == kernel_name:
+        return importlib.import_module(module)
+    return _emulated(base, module)
+
+
+def _emulated(base: str, module: str) -> ModuleType:
+    """That module with its launches in the emulator; CUDA's is built for it here, from csrc/."""
+    from . import emulator
+
+    if base == "cuda":
+        return emulator.extension(  # type: ignore[attr-defined]
+            _CUDA_SOURCES.rglob("cuda/*.c*"), include=[_CUDA_SOURCES]
+        )
+    launch = importlib.import_module("fastlm.kernels.launch")
+    launch.emulate = emulator.triton_launcher  # type: ignore[attr-defined]
+    return importlib.import_module(module)
+
+
+@torch.compiler.assume_constant_result
+def _cannot_emulate(base: str) -> str | None:
+    """Why no kernel of that kind can be emulated here; None if one can."""
+    if base == "triton":
+        return not_installed("triton")
+    if base != "cuda":
+        return "only cuda and triton kernels are emulated"
+    if not _CUDA_SOURCES.is_dir():
+        return f"needs the CUDA sources in {_CUDA_SOURCES}, which are not installed: use a clone"
+    return None if shutil.which("nvcc") else "needs nvcc, which is not on the PATH"
 
 
 def forced() -> str | None:
@@ -101,8 +138,9 @@ def forced() -> str | None:
 def use(name: str) -> Iterator[None]:
     """Run every op inside on "cuda", "triton", "cpp" or "torch", or fail saying why.
 
-    It holds for all threads. Raises ValueError for another name. Backward runs on the backend that
-    its forward ran on.
+    "emulated:cuda" and "emulated:triton" run those kernels on CPU tensors, slowly. It holds for all
+    threads. Raises ValueError for another name. Backward runs on the backend that its forward ran
+    on.
     """
     global _forced
     _check_name(name)
@@ -114,8 +152,19 @@ def use(name: str) -> Iterator[None]:
 
 
 def _check_name(name: str) -> None:
-    if name not in BACKENDS:
-        raise ValueError(f"use: name: expected one of {', '.join(BACKENDS)}, got {name!r}")
+    names = (*BACKENDS, f"{_EMULATED}cuda", f"{_EMULATED}triton")
+    if name not in names:
+        raise ValueError(f"use: name: expected one of {', '.join(names)}, got {name!r}")
+
+
+def _asked_for() -> tuple[str | None, str | None, bool]:
+    """What is asked for, the kernel's name in it, and whether it is to be emulated."""
+    wanted = forced()
+    if wanted is None:
+        return None, None, False
+    _check_name(wanted)
+    base = wanted.removeprefix(_EMULATED)
+    return wanted, base, base != wanted
 
 
 def choose(op: str, x: Tensor, form: str | None = None) -> str:
@@ -124,18 +173,16 @@ def choose(op: str, x: Tensor, form: str | None = None) -> str:
     `form` names what is special about the call ("an attention mask") where only the reference takes
     it. Raises BackendUnavailable, with every kernel's reason, where nothing can.
     """
-    wanted = forced()
+    wanted, base, emulated = _asked_for()
     reasons: list[str] = []
-    if wanted is not None:
-        _check_name(wanted)
     for kernel in KERNELS[op]:
-        if wanted not in (None, kernel.name):
+        if base not in (None, kernel.name):
             continue
-        reason = kernel.why_not(x, form)
+        reason = kernel.why_not(x, form, emulated)
         if reason is None:
             if kernel.name == "torch" and wanted is None and x.device.type == "cuda":
                 _warn_once(op, "; ".join(reasons))
-            return kernel.name
+            return wanted or kernel.name
         reasons.append(f"{kernel.name}: {reason}")
     if not reasons:
         reasons = [f"{wanted}: there is no such kernel for this op"]
@@ -166,10 +213,11 @@ def explanation(op: str, *args, **kwargs) -> str:
     kernels = KERNELS["attention" if op == "scaled_dot_product_attention" else op]
     x, form = ops.describe_call(op, *args, **kwargs)
     lines, taken = [f"{op} on {describe(x)}" + (f" with {form}" if form else "")], False
+    wanted, base, emulated = _asked_for()
     for kernel in kernels:
-        reason = kernel.why_not(x, form)
-        if forced() not in (None, kernel.name):
-            reason = f"{forced()} is asked for"
+        reason = kernel.why_not(x, form, emulated)
+        if base not in (None, kernel.name):
+            reason = f"{wanted} is asked for"
         verdict = "not needed: one above is taken" if taken else "taken"
         lines.append(f"  {kernel.name:7} " + (f"no: {reason}" if reason else verdict))
         taken = taken or reason is None

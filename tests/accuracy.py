@@ -17,7 +17,7 @@ def assert_as_accurate_as_torch(
     assert ours.shape == truth.shape, f"{what}: shape {ours.shape}, expected {truth.shape}"
     if truth.numel() == 0:
         return
-    wide, truth = ours.double(), truth.double()
+    wide, truth = ours.cpu().double(), truth.double()
     finite = truth.isfinite()
     torch.testing.assert_close(
         wide[~finite], truth[~finite], equal_nan=True, msg=f"{what}: where the truth is not finite"
@@ -27,7 +27,7 @@ def assert_as_accurate_as_torch(
     scale = truth[finite].abs().max().clamp_min(least_scale)
 
     def error(result: Tensor) -> float:
-        return ((result.double() - truth)[finite].abs().max() / scale).item()
+        return ((result.cpu().double() - truth)[finite].abs().max() / scale).item()
 
     allowed = 2 * error(torch_same_dtype) + 4 * torch.finfo(ours.dtype).eps
     assert error(ours) <= allowed, f"{what}: error {error(ours):.2e}, allowed {allowed:.2e}"
@@ -68,6 +68,6 @@ def gradients(outputs: tuple, leaves: list[Tensor], rounding: torch.dtype, **opt
 
 
 def _upstream(output: Tensor, seed: int, rounding: torch.dtype) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    random = torch.randn(output.shape, dtype=torch.float64, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    random = torch.randn(output.shape, dtype=torch.float64, generator=generator, device="cpu")
     return random.to(rounding).to(output.dtype).to(output.device)

@@ -8,7 +8,7 @@ import torch
 from accuracy import cast, results
 from torch import Tensor
 
-F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
+F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,11 @@ class Case:
         return self.name
 
     def make(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """The same inputs at every call, rounded to `dtype`."""
-        with torch.random.fork_rng():
+        """The same inputs at every call, rounded to `dtype`, on torch's default device."""
+        with torch.random.fork_rng(), torch.device("cpu"):
             torch.manual_seed(0)
-            return cast(self.inputs(), dtype)
+            inputs = cast(self.inputs(), dtype)
+        return tuple(t.to(torch.get_default_device()) for t in inputs)
 
     def run(self, *inputs):
         return self.ours(*inputs, **self.options)
@@ -40,9 +41,10 @@ class Case:
 @lru_cache(maxsize=64)
 def expected(case: Case, dtype: torch.dtype) -> tuple[dict, dict]:
     """What torch gives at that dtype, and the truth: float64 from the same rounded inputs."""
-    inputs = case.make(dtype)
-    theirs = results(case.run_theirs, inputs, dtype)
-    return theirs, results(case.run_theirs, cast(inputs, F64), dtype)
+    with torch.device("cpu"):
+        inputs = case.make(dtype)
+        theirs = results(case.run_theirs, inputs, dtype)
+        return theirs, results(case.run_theirs, cast(inputs, F64), dtype)
 
 
 def randn(*shape: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:

@@ -1,5 +1,7 @@
 """What every test file shares: the backends, fixed seeds, and settings that are put back."""
 
+import contextlib
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from fastlm.backend import KERNELS
 
 _KERNELS = {kernel.name: kernel for kernels in KERNELS.values() for kernel in kernels}
 CPP = [f"cpp-{isa}" for isa in _cpu.available_isas()]
+GPU = [name for name in _KERNELS if name in ("cuda", "triton")]
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +19,7 @@ def fixed_seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=[*CPP, *(name for name in _KERNELS if name != "cpp")])
+@pytest.fixture(params=[*CPP, *GPU, "torch"])
 def backend(request):
     """Each backend of the table in turn; cpp once for each instruction set of this machine."""
     yield from _in_force(request.param)
@@ -28,14 +31,25 @@ def cpp(request):
     yield from _in_force(request.param)
 
 
+@pytest.fixture(params=GPU)
+def gpu(request):
+    """The CUDA and Triton kernels."""
+    yield from _in_force(request.param)
+
+
 def _in_force(name_and_isa):
+    """CUDA and Triton kernels run on the GPU where there is one, and in the emulator elsewhere."""
     name, _, isa = name_and_isa.partition("-")
-    reason = _KERNELS[name].why_not(torch.empty(1))
+    on_gpu = name in GPU and torch.cuda.is_available()
+    emulated = name in GPU and not on_gpu
+    device = torch.device("cuda" if on_gpu else "cpu")
+    reason = _KERNELS[name].why_not(torch.empty(1, device=device), None, emulated)
     if reason:
         pytest.skip(f"{name}: {reason}")
     before = _cpu.isa()
     _cpu.set_isa(isa or before)
-    with fastlm.use(name):
+    placed = device if on_gpu else contextlib.nullcontext()
+    with fastlm.use(f"emulated:{name}" if emulated else name), placed:
         yield name
     _cpu.set_isa(before)
 

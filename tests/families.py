@@ -13,7 +13,7 @@ import sys
 import pytest
 import torch
 from accuracy import assert_as_accurate_as_torch, cast, forward, gradients, results
-from cases import BF16, F32, F64, LAYOUTS, Case, expected
+from cases import BF16, F16, F32, F64, LAYOUTS, Case, expected
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
@@ -34,6 +34,9 @@ class Families:
     @pytest.mark.parametrize("dtype", [F32, BF16], ids=["float32", "bfloat16"])
     def test_as_accurate_as_torch(self, case, dtype, backend, poisoned):
         hold_to_rule(results(case.run, case.make(dtype), dtype), case, dtype)
+
+    def test_as_accurate_as_torch_in_float16(self, case, gpu, poisoned):
+        hold_to_rule(results(case.run, case.make(F16), F16), case, F16)
 
     def test_gradcheck(self, form, cpp, monkeypatch):
         """A second backward may differ from the first by rounding: cross_entropy's computes anew

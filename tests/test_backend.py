@@ -66,6 +66,25 @@ def test_a_forced_backend_that_cannot_is_an_error(name, message):
     assert "gelu: nothing can run it on (3, 8) float16 cpu" in str(found.value)
 
 
+@pytest.mark.parametrize("base", ["cuda", "triton"])
+def test_an_emulated_backend_runs_on_cpu_tensors(base, monkeypatch):
+    kernels = [Kernel(base, "fastlm.kernels.missing", on="cuda", dtypes=(torch.float32,))]
+    monkeypatch.setitem(KERNELS, "gelu", [*kernels, *KERNELS["gelu"]])
+    monkeypatch.setattr(backend, "_cannot_emulate", lambda base: None)
+    with fastlm.use(f"emulated:{base}"):
+        assert choose("gelu", X) == f"emulated:{base}"
+        assert "emulated:" + base + " is asked for" in backend.explanation("gelu", X)
+        with pytest.raises(fastlm.BackendUnavailable, match="takes float32, not float16"):
+            choose("gelu", X.half())
+    assert choose("gelu", X) == "cpp"
+
+
+def test_why_a_backend_cannot_be_emulated(monkeypatch):
+    assert backend._cannot_emulate("cpp") == "only cuda and triton kernels are emulated"
+    monkeypatch.setattr(backend.shutil, "which", lambda name: None)
+    assert "needs nvcc" in backend._cannot_emulate("cuda")
+
+
 def test_use_ends_and_nests_and_survives_errors():
     with fastlm.use("torch"):
         with fastlm.use("cpp"):
@@ -77,7 +96,7 @@ def test_use_ends_and_nests_and_survives_errors():
 
 
 def test_unknown_backend():
-    with pytest.raises(ValueError, match="expected one of cuda, triton, cpp, torch, got 'cpu'"):
+    with pytest.raises(ValueError, match="torch, emulated:cuda, emulated:triton, got 'cpu'"):
         fastlm.use("cpu").__enter__()
 
 
@@ -117,7 +136,7 @@ def test_environment_variable():
 def test_bad_environment_variable():
     found = run_python("import fastlm, torch; fastlm.ops.gelu(torch.zeros(2))", FASTLM_BACKEND="x")
     assert found.returncode == 1
-    assert "expected one of cuda, triton, cpp, torch, got 'x'" in found.stderr
+    assert "torch, emulated:cuda, emulated:triton, got 'x'" in found.stderr
 
 
 def test_explain(capsys):

@@ -89,6 +89,29 @@ LAYER_NORM = [
     )
 ]  # fmt: skip
 
+# ---- rms_norm ----
+
+
+def _rms_norm(x, weight):
+    return F.rms_norm(x, (x.shape[-1],), weight)
+
+
+def _our_rms_norm(x, weight):
+    return ops.rms_norm(x, x.shape[-1], weight)
+
+
+def _rms_norm_inputs(dtype):
+    return _randn(16384, 768, dtype=dtype), _randn(768, dtype=dtype)
+
+
+RMS_NORM = [
+    Bench(
+        "rms_norm", phase, "16384 x 768", _rms_norm_inputs, _our_rms_norm, {"torch": _rms_norm},
+        "copy", lambda width, passes=passes: passes * 16384 * 768 * width,
+    )
+    for phase, passes in (("forward", 2), ("backward", 3))
+]  # fmt: skip
+
 # ---- gelu ----
 
 
@@ -126,4 +149,4 @@ ATTENTION = [
     for phase, factor, goal in (("forward", 1, 1.4), ("backward", 2.5, 1.5))
 ]  # fmt: skip
 
-ROWS = CROSS_ENTROPY + LAYER_NORM + GELU + ATTENTION
+ROWS = CROSS_ENTROPY + LAYER_NORM + RMS_NORM + GELU + ATTENTION

@@ -8,54 +8,13 @@
 #include <pybind11/stl.h>
 
 #include "attention.h"
+#include "checks.h"
 #include "cross_entropy.h"
 #include "elementwise.h"
 #include "layer_norm.h"
-#include "tensor.h"
+#include "rms_norm.h"
 
 namespace fastlm::FASTLM_DEVICE {
-
-constexpr int kDeviceType = FASTLM_DEVICE_TYPE;
-
-[[noreturn]] inline void refuse(const std::string& argument, const std::string& accepted,
-                                const TensorView& got) {
-  throw py::value_error(argument + ": expected " + accepted + ", got " + describe(got));
-}
-
-inline void check_here(const TensorView& t, const char* argument) {
-  if (t.device_type != kDeviceType) refuse(argument, "a tensor on this module's device", t);
-  if (!t.contiguous()) refuse(argument, "a contiguous tensor", t);
-}
-inline void check_floating(const TensorView& t, const char* argument) {
-  check_here(t, argument);
-  if (!is_floating(t.dtype)) refuse(argument, "a floating-point dtype", t);
-}
-inline void check_like(const TensorView& t, const TensorView& model, const char* argument) {
-  check_here(t, argument);
-  if (t.dtype != model.dtype || t.count() != model.count())
-    refuse(argument, "the dtype and size of " + describe(model), t);
-}
-inline void check_like(const OptionalView& t, const TensorView& model, const char* argument) {
-  if (t) check_like(*t, model, argument);
-}
-inline DType statistics_dtype(const TensorView& x) {
-  return x.dtype == DType::f64 ? DType::f64 : DType::f32;
-}
-inline void check_size(const TensorView& t, int64_t count, DType dtype, const char* argument) {
-  check_here(t, argument);
-  if (t.count() != count || t.dtype != dtype)
-    refuse(argument, std::to_string(count) + " elements of " + name_of(dtype), t);
-}
-inline void check_size(const OptionalView& t, int64_t count, DType dtype, const char* argument) {
-  if (t) check_size(*t, count, dtype, argument);
-}
-
-inline int64_t cols_of(const TensorView& x) { return x.dims ? x.shape[x.dims - 1] : 1; }
-inline int64_t rows_of(const TensorView& x) {
-  int64_t rows = 1;
-  for (int d = 0; d + 1 < x.dims; ++d) rows *= x.shape[d];
-  return rows;
-}
 
 // weight and bias share a dtype: x's, or float32 under a narrower x.
 inline DType parameter_dtype(const OptionalView& weight, const OptionalView& bias,
@@ -64,8 +23,8 @@ inline DType parameter_dtype(const OptionalView& weight, const OptionalView& bia
   const DType dtype = any ? any->dtype : x.dtype;
   if (dtype != x.dtype && dtype != statistics_dtype(x))
     refuse(std::string(op) + ": weight", "x's dtype or float32", *any);
-  check_size(weight, cols_of(x), dtype, "layer_norm: weight");
-  check_size(bias, cols_of(x), dtype, "layer_norm: bias");
+  check_size(weight, cols_of(x), dtype, (std::string(op) + ": weight").c_str());
+  check_size(bias, cols_of(x), dtype, (std::string(op) + ": bias").c_str());
   return dtype;
 }
 
@@ -158,6 +117,34 @@ inline void layer_norm_backward(const TensorView& dx, const OptionalView& dweigh
                                 const TensorView& mean, const TensorView& rstd, int64_t where) {
   add_layer_norm_backward(std::nullopt, dx, dweight, dbias, dy, std::nullopt, x, weight, mean, rstd,
                           std::nullopt, 0.0, where);
+}
+
+// ---- rms_norm ----
+
+inline void rms_norm_forward(const TensorView& y, const TensorView& rstd, const TensorView& x,
+                             const OptionalView& weight, double eps, int64_t where) {
+  check_floating(x, "rms_norm: x");
+  check_like(y, x, "rms_norm: y");
+  check_size(rstd, rows_of(x), statistics_dtype(x), "rms_norm: rstd");
+  const DType weight_dtype = parameter_dtype(weight, std::nullopt, x, "rms_norm");
+  const RmsNormForward p{x.data,     data(weight), y.data,  rstd.data,   rows_of(x),
+                         cols_of(x), eps,          x.dtype, weight_dtype};
+  const py::gil_scoped_release unlocked;
+  launch(p, where);
+}
+
+inline void rms_norm_backward(const TensorView& dx, const OptionalView& dweight,
+                              const TensorView& dy, const TensorView& x, const OptionalView& weight,
+                              const TensorView& rstd, int64_t where) {
+  check_floating(x, "rms_norm: x");
+  check_like(dx, x, "rms_norm: dx");
+  check_like(dy, x, "rms_norm: dy");
+  check_size(rstd, rows_of(x), statistics_dtype(x), "rms_norm: rstd");
+  const DType weight_dtype = parameter_dtype(weight, dweight, x, "rms_norm");
+  const RmsNormBackward p{dy.data,       x.data,     data(weight), rstd.data, dx.data,
+                          data(dweight), rows_of(x), cols_of(x),   x.dtype,   weight_dtype};
+  const py::gil_scoped_release unlocked;
+  launch(p, where);
 }
 
 // ---- gelu, dropout ----
@@ -371,6 +358,8 @@ inline void bind(py::module_& m) {
   m.def("layer_norm_backward", &layer_norm_backward);
   m.def("add_layer_norm_forward", &add_layer_norm_forward);
   m.def("add_layer_norm_backward", &add_layer_norm_backward);
+  m.def("rms_norm_forward", &rms_norm_forward);
+  m.def("rms_norm_backward", &rms_norm_backward);
   m.def("gelu_forward", &gelu_forward);
   m.def("gelu_backward", &gelu_backward);
   m.def("dropout", &dropout);

@@ -72,6 +72,18 @@ def add_layer_norm_backward(
     dropout_p: float,
     threads: int,
 ) -> None: ...
+def rms_norm_forward(
+    y: Tensor, rstd: Tensor, x: Tensor, weight: Tensor | None, eps: float, threads: int
+) -> None: ...
+def rms_norm_backward(
+    dx: Tensor,
+    dweight: Tensor | None,
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    rstd: Tensor,
+    threads: int,
+) -> None: ...
 def gelu_forward(
     y: Tensor, x: Tensor, bias: Tensor | None, tanh_form: bool, threads: int
 ) -> None: ...

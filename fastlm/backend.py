@@ -64,6 +64,7 @@ _REFERENCE = Kernel("torch", "fastlm.reference")
 KERNELS: dict[str, list[Kernel]] = {
     "layer_norm": [_cpp(F32, F64, BF16), _REFERENCE],
     "add_layer_norm": [_cpp(F32, F64, BF16), _REFERENCE],
+    "rms_norm": [_cpp(F32, F64, BF16), _REFERENCE],
     "gelu": [_cpp(F32, F64, BF16), _REFERENCE],
     "dropout": [_cpp(F32, F64, BF16), _REFERENCE],
     "cross_entropy": [_cpp(F32, F64, BF16), _REFERENCE],

@@ -36,6 +36,8 @@ MUTATIONS = (
              "layer_norm", "backward: the projection on h"),
     Mutation("layer_norm.cpp", "nullptr, rule, r,", "nullptr, rule, r + 1,",
              "add_layer_norm", "backward: the row of the mask"),
+    Mutation("rms_norm.cpp", "(g - h * gh_mean)", "(g - h * gh_mean * A(1.001))", "rms_norm",
+             "backward: the projection on h"),
     Mutation("elementwise.cpp", "kCubic = 0.044715", "kCubic = 0.0447", "gelu", "tanh form"),
     Mutation("elementwise.cpp", "A(-0.5 * kLog2e)", "A(-0.501 * kLog2e)", "gelu",
              "erf form: backward's density"),

@@ -20,9 +20,9 @@ def inputs(shape, parameters, scale, shift):
 
 
 def wide_parameters(norm):
-    def call(x, weight, bias):
+    def call(x, *parameters, **options):
         dtype = reference.accumulation_dtype(x)
-        return norm(x, weight.to(dtype), bias.to(dtype))
+        return norm(x, *(p.to(dtype) for p in parameters), **options)
 
     return call
 

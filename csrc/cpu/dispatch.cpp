@@ -10,6 +10,7 @@
 #include "../cross_entropy.h"
 #include "../elementwise.h"
 #include "../layer_norm.h"
+#include "../rms_norm.h"
 
 #if defined(__x86_64__)
 #define FASTLM_FOR_EACH_ISA(X) X(avx512bf16) X(avx512) X(avx2) X(baseline)
@@ -62,6 +63,8 @@ void set_isa(const std::string& name) {
   namespace isa_name {                               \
   void launch(const LayerNormForward&, int64_t);     \
   void launch(const LayerNormBackward&, int64_t);    \
+  void launch(const RmsNormForward&, int64_t);       \
+  void launch(const RmsNormBackward&, int64_t);      \
   void launch(const GeluForward&, int64_t);          \
   void launch(const GeluBackward&, int64_t);         \
   void launch(const Dropout&, int64_t);              \
@@ -98,6 +101,8 @@ void check_targets(const int64_t* target, int64_t rows, int64_t classes, int64_t
 
 void launch(const LayerNormForward& p, int64_t threads) { dispatch(p, threads); }
 void launch(const LayerNormBackward& p, int64_t threads) { dispatch(p, threads); }
+void launch(const RmsNormForward& p, int64_t threads) { dispatch(p, threads); }
+void launch(const RmsNormBackward& p, int64_t threads) { dispatch(p, threads); }
 void launch(const GeluForward& p, int64_t threads) { dispatch(p, threads); }
 void launch(const GeluBackward& p, int64_t threads) { dispatch(p, threads); }
 void launch(const Dropout& p, int64_t threads) { dispatch(p, threads); }

@@ -1,0 +1,55 @@
+"""cross_entropy."""
+
+import torch
+from torch import Tensor
+
+from .precision import wide
+
+
+def _capped(logits: Tensor, softcap: float) -> Tensor:
+    z = wide(logits)
+    return softcap * torch.tanh(z / softcap) if softcap else z
+
+
+def cross_entropy_forward(
+    logits, target, weight, ignore_index, label_smoothing, lse_square_scale, softcap, dloss
+):
+    """(loss, lse, dlogits), loss and float64 lse (rows). dlogits, the gradient of
+    dloss * loss.sum(), is empty where dloss is None.
+    """
+    z = _capped(logits, softcap)
+    lse = z.double().logsumexp(-1)  # float64: differences with large logits are taken of it
+    ignored = target == ignore_index
+    safe = target.masked_fill(ignored, 0)[:, None]
+    w = z.new_ones(z.shape[1]) if weight is None else weight
+    hard = w[safe[:, 0]] * (lse - z.gather(1, safe)[:, 0])
+    loss = (1 - label_smoothing) * hard + lse_square_scale * lse.square()
+    if label_smoothing:  # else a logit of -inf would add 0 * inf
+        loss = loss + label_smoothing / z.shape[1] * (w.sum() * lse - (z * w).sum(-1))
+    loss = loss.masked_fill(ignored, 0).to(z.dtype)
+    if dloss is None:
+        return loss, lse, logits.new_empty(0)
+    options = (ignore_index, label_smoothing, lse_square_scale, softcap)
+    return (
+        loss,
+        lse,
+        cross_entropy_backward(torch.full_like(loss, dloss), logits, target, weight, lse, *options),
+    )
+
+
+def cross_entropy_backward(
+    dloss, logits, target, weight, lse, ignore_index, label_smoothing, lse_square_scale, softcap
+):
+    """dlogits, like logits; dloss (rows)."""
+    z = _capped(logits, softcap)
+    ignored = target == ignore_index
+    safe = target.masked_fill(ignored, 0)[:, None]
+    w = z.new_ones(z.shape[1]) if weight is None else weight
+    hard, smooth = (1 - label_smoothing) * w[safe], label_smoothing / z.shape[1]
+    slope = hard + smooth * w.sum() + 2 * lse_square_scale * lse[:, None]
+    # Not exp(z - lse): an lse near 100, rounded, would be wrong by 4e-6, and so would all of this.
+    grad = z.softmax(-1) * slope - smooth * w
+    grad = grad.scatter_add(1, safe, -hard.to(grad.dtype))
+    if softcap:
+        grad = grad * (1 - (z / softcap).square())
+    return (grad * dloss.masked_fill(ignored, 0)[:, None]).to(logits.dtype)

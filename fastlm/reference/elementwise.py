@@ -1,0 +1,34 @@
+"""dropout and gelu."""
+
+import torch
+from torch import Tensor
+
+from ..philox import dropout_factors
+from .precision import sum_of_rows, wide
+
+
+def factors_like(x: Tensor, seed: Tensor, p: float) -> Tensor:
+    columns = x.shape[-1] if x.dim() else 1
+    rows = x.numel() // columns if columns else 0
+    return dropout_factors(seed, torch.arange(rows, device=x.device), columns, p).view(x.shape)
+
+
+def dropout(x: Tensor, seed: Tensor, p: float) -> Tensor:
+    return (wide(x) * factors_like(x, seed, p)).to(x.dtype)
+
+
+def _biased(x: Tensor, bias: Tensor | None) -> Tensor:
+    return wide(x) if bias is None else wide(x) + bias
+
+
+def gelu_forward(x, bias, approximate):
+    u = _biased(x, bias)
+    return torch.nn.functional.gelu(u, approximate=approximate).to(x.dtype)
+
+
+def gelu_backward(dy, x, bias, approximate):
+    """(dx, dbias); dbias is empty where there is no bias."""
+    grad = torch.ops.aten.gelu_backward(wide(dy), _biased(x, bias), approximate=approximate)
+    if bias is None:
+        return grad.to(x.dtype), grad.new_empty(0)
+    return grad.to(x.dtype), sum_of_rows(grad).to(bias.dtype)

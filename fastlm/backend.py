@@ -80,7 +80,15 @@ _CUDA_SOURCES = Path(__file__).parents[1] / "csrc"
 _forced = os.environ.get("FASTLM_BACKEND") or None
 
 
-@torch.compiler.assume_constant_result
+def _constant(function):
+    """torch.compiler.assume_constant_result, whose import of the compiler and of triton would
+    double the time that `import fastlm` takes.
+    """
+    function._dynamo_marked_constant = True
+    return function
+
+
+@_constant
 def not_installed(module: str) -> str | None:
     """Why a kernel's module cannot be imported; None if it can."""
     return _import_error(module)
@@ -118,7 +126,7 @@ def _emulated(base: str, module: str) -> ModuleType:
     return importlib.import_module(module)
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _cannot_emulate(base: str) -> str | None:
     """Why no kernel of that kind can be emulated here; None if one can."""
     if base == "triton":

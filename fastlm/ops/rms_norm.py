@@ -75,7 +75,8 @@ def rms_norm(
         eps: added to the mean of squares; None is the machine epsilon of float32, or of
             float64 for float64 input.
     Returns: like input.
-    Raises: RuntimeError, or ValueError for too few dimensions, where shapes do not fit. The second derivative is refused.
+    Raises: RuntimeError, or ValueError for too few dimensions, where shapes do not fit. The second
+        derivative is refused.
     """
     sizes = [normalized_shape] if isinstance(normalized_shape, int) else list(normalized_shape)
     if not sizes or list(input.shape[-len(sizes) :]) != sizes:

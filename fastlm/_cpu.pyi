@@ -124,6 +124,30 @@ def cross_entropy_backward(
     softcap: float,
     threads: int,
 ) -> None: ...
+def cross_entropy_tile_forward(
+    base: Tensor,
+    total: Tensor,
+    target_logit: Tensor,
+    weighted: Tensor | None,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    first_class: int,
+    softcap: float,
+    threads: int,
+) -> None: ...
+def cross_entropy_tile_backward(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    lse: Tensor,
+    softmax: Tensor,
+    smooth: Tensor,
+    hard: Tensor,
+    first_class: int,
+    softcap: float,
+    threads: int,
+) -> None: ...
 def attention_forward(
     o: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, threads: int
 ) -> None: ...

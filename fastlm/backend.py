@@ -68,6 +68,7 @@ KERNELS: dict[str, list[Kernel]] = {
     "gelu": [_cpp(F32, F64, BF16), _REFERENCE],
     "dropout": [_cpp(F32, F64, BF16), _REFERENCE],
     "cross_entropy": [_cpp(F32, F64, BF16), _REFERENCE],
+    "linear_cross_entropy": [_cpp(F32, F64, BF16), _REFERENCE],
     "attention": [_cpp(F32, F64, BF16), _REFERENCE],
     "attention_with_kvcache": [_cpp(F32, F64, BF16), _REFERENCE],
 }

@@ -51,6 +51,8 @@ MUTATIONS = (
              "cross_entropy", "backward: the square of lse"),
     Mutation("cross_entropy.cpp", "constexpr A kSlack = 40;", "constexpr A kSlack = 4000;",
              "cross_entropy", "forward: overflow of a later chunk"),
+    Mutation("cross_entropy_tile.cpp", "::exp(double(base - relative_to))", "1.001",
+             "linear_cross_entropy", "forward: the running sum"),
     Mutation("dispatch.cpp", "target[row] >= classes", "target[row] > classes",
              "cross_entropy_front", "the check of targets, by one"),
     Mutation("attention_block.h", "queries + s.window_right)", "queries + s.window_right + 1)",

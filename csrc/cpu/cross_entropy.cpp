@@ -8,38 +8,14 @@
 #include "../cross_entropy.h"
 
 #include "for_dtype.h"
+#include "logits_row.h"
 #include "parallel.h"
 #include "scratch.h"
-#include "simd.h"
 
 namespace fastlm::cpu::FASTLM_ISA {
 namespace {
 
 constexpr int64_t kChunk = 2048;  // logits
-
-// The general form: softcap and weights, each an option of the whole call.
-template <class T> struct Row {
-  using A = acc_t<T>;
-  const T* logits;
-  const A* weight;  // or null
-  A softcap;        // 0: none
-
-  template <class Span> FASTLM_INLINE Vec<A> at(int64_t c, Span span) const {
-    const Vec<A> raw = load(logits + c, span);
-    return softcap > 0 ? softcap * tanh<A>(raw / softcap) : raw;
-  }
-  template <class Span> FASTLM_INLINE Vec<A> weight_at(int64_t c, Span span) const {
-    return weight ? load(weight + c, span) : live<A>(all(A(1)), span);
-  }
-  A one(int64_t c) const { return softcap > 0 ? at(c, Part{1})[0] : A(scalar(logits[c])); }
-};
-
-template <class A, class Span> FASTLM_INLINE Vec<A> tail_is(Vec<A> v, Span span, A dead) {
-  if constexpr (__is_same(Span, Part))
-    return live<A>(v, span, dead);
-  else
-    return v;
-}
 
 // lse = base + log_total. Apart, they give differences of logits that their sum would round away.
 template <class A> struct LogSum {

@@ -8,6 +8,7 @@
 #include "../attention.h"
 #include "../bandwidth.h"
 #include "../cross_entropy.h"
+#include "../cross_entropy_tile.h"
 #include "../elementwise.h"
 #include "../layer_norm.h"
 #include "../rms_norm.h"
@@ -59,21 +60,23 @@ void set_isa(const std::string& name) {
                               "'; accepted are those of available_isas()");
 }
 
-#define FASTLM_COPIES(isa_name)                      \
-  namespace isa_name {                               \
-  void launch(const LayerNormForward&, int64_t);     \
-  void launch(const LayerNormBackward&, int64_t);    \
-  void launch(const RmsNormForward&, int64_t);       \
-  void launch(const RmsNormBackward&, int64_t);      \
-  void launch(const GeluForward&, int64_t);          \
-  void launch(const GeluBackward&, int64_t);         \
-  void launch(const Dropout&, int64_t);              \
-  void launch(const CrossEntropyForward&, int64_t);  \
-  void launch(const CrossEntropyBackward&, int64_t); \
-  void launch(const AttentionForward&, int64_t);     \
-  void launch(const AttentionBackward&, int64_t);    \
-  void launch(const CacheAppend&, int64_t);          \
-  void launch(const Bandwidth&, int64_t);            \
+#define FASTLM_COPIES(isa_name)                          \
+  namespace isa_name {                                   \
+  void launch(const LayerNormForward&, int64_t);         \
+  void launch(const LayerNormBackward&, int64_t);        \
+  void launch(const RmsNormForward&, int64_t);           \
+  void launch(const RmsNormBackward&, int64_t);          \
+  void launch(const GeluForward&, int64_t);              \
+  void launch(const GeluBackward&, int64_t);             \
+  void launch(const Dropout&, int64_t);                  \
+  void launch(const CrossEntropyForward&, int64_t);      \
+  void launch(const CrossEntropyBackward&, int64_t);     \
+  void launch(const CrossEntropyTileForward&, int64_t);  \
+  void launch(const CrossEntropyTileBackward&, int64_t); \
+  void launch(const AttentionForward&, int64_t);         \
+  void launch(const AttentionBackward&, int64_t);        \
+  void launch(const CacheAppend&, int64_t);              \
+  void launch(const Bandwidth&, int64_t);                \
   }
 FASTLM_FOR_EACH_ISA(FASTLM_COPIES)
 
@@ -115,6 +118,9 @@ void launch(const CrossEntropyBackward& p, int64_t threads) {
   check_targets(p.target, p.rows, p.classes, p.options.ignore_index);
   dispatch(p, threads);
 }
+
+void launch(const CrossEntropyTileForward& p, int64_t threads) { dispatch(p, threads); }
+void launch(const CrossEntropyTileBackward& p, int64_t threads) { dispatch(p, threads); }
 
 void launch(const AttentionForward& p, int64_t threads) {
   const AttentionShape& s = p.shape;

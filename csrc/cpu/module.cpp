@@ -4,6 +4,7 @@
 #define FASTLM_DEVICE_TYPE dlpack::kCpu
 #include "../bandwidth.h"
 #include "../bindings.h"
+#include "../cross_entropy_tile.h"
 #include "dispatch.h"
 #include "memory.h"
 
@@ -36,6 +37,48 @@ void traffic(const std::string& kind, const TensorView& target, const TensorView
   launch(p, threads);
 }
 
+CrossEntropyTile tile_of(const TensorView& logits, const TensorView& target,
+                         const OptionalView& weight, int64_t first_class, double softcap) {
+  const char* op = "linear_cross_entropy";
+  check_floating(logits, op);
+  check_size(target, rows_of(logits), DType::i64, op);
+  check_size(weight, cols_of(logits), statistics_dtype(logits), op);
+  return {logits.data,     static_cast<const int64_t*>(target.data),
+          data(weight),    rows_of(logits),
+          cols_of(logits), first_class,
+          softcap,         logits.dtype};
+}
+
+void cross_entropy_tile_forward(const TensorView& base, const TensorView& total,
+                                const TensorView& target_logit, const OptionalView& weighted,
+                                const TensorView& logits, const TensorView& target,
+                                const OptionalView& weight, int64_t first_class, double softcap,
+                                int64_t threads) {
+  for (const TensorView* t : {&base, &total, &target_logit})
+    check_size(*t, rows_of(logits), statistics_dtype(logits), "linear_cross_entropy");
+  check_size(weighted, rows_of(logits), DType::f64, "linear_cross_entropy");
+  const CrossEntropyTileForward p{tile_of(logits, target, weight, first_class, softcap), base.data,
+                                  total.data, target_logit.data,
+                                  static_cast<double*>(data(weighted))};
+  const py::gil_scoped_release unlocked;
+  launch(p, threads);
+}
+
+void cross_entropy_tile_backward(const TensorView& logits, const TensorView& target,
+                                 const OptionalView& weight, const TensorView& lse,
+                                 const TensorView& softmax, const TensorView& smooth,
+                                 const TensorView& hard, int64_t first_class, double softcap,
+                                 int64_t threads) {
+  for (const TensorView* t : {&softmax, &smooth, &hard})
+    check_size(*t, rows_of(logits), statistics_dtype(logits), "linear_cross_entropy");
+  check_size(lse, rows_of(logits), DType::f64, "linear_cross_entropy");
+  const CrossEntropyTileBackward p{tile_of(logits, target, weight, first_class, softcap),
+                                   static_cast<const double*>(lse.data), softmax.data, smooth.data,
+                                   hard.data};
+  const py::gil_scoped_release unlocked;
+  launch(p, threads);
+}
+
 }  // namespace fastlm::cpu
 
 PYBIND11_MODULE(_cpu, m) {
@@ -44,6 +87,8 @@ PYBIND11_MODULE(_cpu, m) {
   namespace py = pybind11;
   m.doc() = "fastlm's kernels for the CPU";
   bind(m);
+  m.def("cross_entropy_tile_forward", &cross_entropy_tile_forward);
+  m.def("cross_entropy_tile_backward", &cross_entropy_tile_backward);
   m.def("isa", &isa);
   m.def("available_isas", &available_isas);
   m.def("set_isa", &set_isa);

@@ -168,14 +168,7 @@ def cross_entropy(
     """
     if size_average is not None or reduce is not None:
         reduction = torch.nn._reduction.legacy_get_string(size_average, reduce)
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(
-            f"cross_entropy: reduction: expected 'mean', 'sum' or 'none', got {reduction!r}"
-        )
-    if not 0 <= label_smoothing <= 1:
-        raise RuntimeError(
-            f"cross_entropy: label_smoothing: expected 0 to 1, got {label_smoothing}"
-        )
+    reduction = as_reduction("cross_entropy", reduction, label_smoothing)
     form = _form(input, target)
     if form is not None:
         return _probability_targets(
@@ -184,13 +177,14 @@ def cross_entropy(
     logits, rows = _as_rows(input, target)
     backend = choose("cross_entropy", logits)
     wide = reference.accumulation_dtype(logits)
-    weight = None if weight is None else _checked_weight(weight, logits).to(wide).contiguous()
+    if weight is not None:
+        weight = checked_weight("cross_entropy", weight, logits.shape[1]).to(wide).contiguous()
     options = (ignore_index, label_smoothing, lse_square_scale, softcap or 0.0)
     if reduction == "none":
         return _CrossEntropy.apply(logits, rows, weight, options, inplace_backward, backend).view(
             target.shape
         )
-    denominator = _denominator(rows, weight, ignore_index, reduction)
+    denominator = denominator_of(rows, weight, ignore_index, reduction)
     if _gradient_now(logits, inplace_backward) and (denominator is None or denominator.item() != 0):
         factor = 1.0 if denominator is None else 1.0 / denominator.item()
         return _ReducedCrossEntropy.apply(logits, rows, weight, options, factor, backend)
@@ -229,16 +223,34 @@ def _as_rows(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return logits.reshape(-1, classes).contiguous(), target.reshape(-1).long().contiguous()
 
 
-def _checked_weight(weight: Tensor, logits: Tensor) -> Tensor:
-    if weight.shape != logits.shape[1:]:
-        raise RuntimeError(
-            f"cross_entropy: weight: expected shape {tuple(logits.shape[1:])}, "
-            f"got {tuple(weight.shape)}"
-        )
+def as_reduction(op: str, reduction: str, label_smoothing: float) -> str:
+    """`reduction`. Raises for one, or for a label_smoothing, that there is not."""
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"{op}: reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
+    if not 0 <= label_smoothing <= 1:
+        raise RuntimeError(f"{op}: label_smoothing: expected 0 to 1, got {label_smoothing}")
+    return reduction
+
+
+def checked_weight(op: str, weight: Tensor, classes: int) -> Tensor:
+    """`weight`. Raises RuntimeError where it is not (classes)."""
+    if weight.shape != (classes,):
+        raise RuntimeError(f"{op}: weight: expected shape {(classes,)}, got {tuple(weight.shape)}")
     return weight
 
 
-def _denominator(
+def check_target(op: str, target: Tensor, classes: int, ignore_index: int) -> None:
+    """Raises IndexError for a CPU target outside the classes."""
+    wrong = ((target < 0) | (target >= classes)) & (target != ignore_index)
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise IndexError(
+            f"{op}: target: row {row} holds {int(target[row])}; accepted are 0 to {classes - 1} "
+            f"and ignore_index {ignore_index}"
+        )
+
+
+def denominator_of(
     rows: Tensor, weight: Tensor | None, ignore_index: int, reduction: str
 ) -> Tensor | None:
     """What the mean divides by: the rows that are not ignored, or the sum of their weights."""

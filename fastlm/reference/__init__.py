@@ -7,7 +7,12 @@ of it runs on the meta device.
 """
 
 from .attention import attention_backward, attention_forward, cache_append
-from .cross_entropy import cross_entropy_backward, cross_entropy_forward
+from .cross_entropy import (
+    cross_entropy_backward,
+    cross_entropy_forward,
+    linear_cross_entropy_backward,
+    linear_cross_entropy_forward,
+)
 from .elementwise import dropout, gelu_backward, gelu_forward
 from .norms import (
     add_layer_norm_backward,
@@ -33,6 +38,8 @@ __all__ = [
     "gelu_forward",
     "layer_norm_backward",
     "layer_norm_forward",
+    "linear_cross_entropy_backward",
+    "linear_cross_entropy_forward",
     "rms_norm_backward",
     "rms_norm_forward",
 ]

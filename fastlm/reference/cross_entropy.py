@@ -1,4 +1,4 @@
-"""cross_entropy."""
+"""cross_entropy and linear_cross_entropy."""
 
 import torch
 from torch import Tensor
@@ -53,3 +53,29 @@ def cross_entropy_backward(
     if softcap:
         grad = grad * (1 - (z / softcap).square())
     return (grad * dloss.masked_fill(ignored, 0)[:, None]).to(logits.dtype)
+
+
+def _logits(x, linear_weight, linear_bias):
+    bias = None if linear_bias is None else wide(linear_bias)
+    return torch.nn.functional.linear(wide(x), wide(linear_weight), bias)
+
+
+def linear_cross_entropy_forward(x, linear_weight, linear_bias, target, weight, *options):
+    """(loss, lse) as of cross_entropy_forward, for logits x @ linear_weight.t() + linear_bias."""
+    logits = _logits(x, linear_weight, linear_bias)
+    return cross_entropy_forward(logits, target, weight, *options, None)[:2]
+
+
+def linear_cross_entropy_backward(
+    dloss, x, linear_weight, linear_bias, target, weight, lse,
+    input_grad, linear_weight_grad, linear_bias_grad, *options,
+):  # fmt: skip
+    """(dx, dlinear_weight, dlinear_bias); empty where they are not wanted."""
+    logits = _logits(x, linear_weight, linear_bias)
+    dlogits = cross_entropy_backward(dloss, logits, target, weight, lse, *options)
+    nothing = x.new_empty(0)
+    return (
+        (dlogits @ wide(linear_weight)).to(x.dtype) if input_grad else nothing,
+        (dlogits.t() @ wide(x)).to(x.dtype) if linear_weight_grad else nothing,
+        dlogits.sum(0).to(x.dtype) if linear_bias_grad else nothing,
+    )

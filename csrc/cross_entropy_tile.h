@@ -1,0 +1,39 @@
+// linear_cross_entropy: what happens to a tile of logits between the matrix products that make and
+// use it. A tile is all rows and the classes from first_class on.
+#pragma once
+
+#include "dtype.h"
+
+namespace fastlm {
+
+struct CrossEntropyTile {
+  void* logits;           // (rows, classes), contiguous
+  const int64_t* target;  // (rows), counted from the first class of all
+  const void* weight;     // (classes) in the accumulation type, or null
+  int64_t rows, classes, first_class;
+  double softcap;  // 0: none; z below is the logits after it
+  DType dtype;
+};
+
+// Adds a tile to each row's log-sum-exp = base + log(total), which starts with base = -inf and
+// total = 0; picks target_logit = z[target] where the tile holds it; adds sum_c w_c z_c to
+// weighted.
+struct CrossEntropyTileForward {
+  CrossEntropyTile tile;
+  void *base, *total, *target_logit;  // (rows), in the accumulation type
+  double* weighted;                   // (rows), or null
+};
+
+// logits = (exp(z - lse) * softmax - w * smooth - [c = target] * hard) * dz / dlogits
+struct CrossEntropyTileBackward {
+  CrossEntropyTile tile;
+  const double* lse;                    // (rows), over all classes
+  const void *softmax, *smooth, *hard;  // (rows), in the accumulation type; all 0 where ignored
+};
+
+namespace cpu {
+void launch(const CrossEntropyTileForward& p, int64_t threads);
+void launch(const CrossEntropyTileBackward& p, int64_t threads);
+}  // namespace cpu
+
+}  // namespace fastlm

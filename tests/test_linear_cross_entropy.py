@@ -1,0 +1,157 @@
+"""linear_cross_entropy against torch's linear and cross_entropy."""
+
+import inspect
+
+import pytest
+import torch
+from accuracy import results
+from cases import BF16, F32, Case, randn
+from families import Families, assert_same_bits
+from test_cross_entropy import IGNORE, composition
+from torch.nn import functional as F
+
+from fastlm import ops
+
+
+def ours(x, linear_weight, target, *bias, weights=False, **options):
+    """The bias, where there is one, comes last: it gets a gradient."""
+    weight = class_weights(linear_weight) if weights else None
+    linear_bias = bias[0] if bias else None
+    return ops.linear_cross_entropy(
+        x, linear_weight, target, linear_bias=linear_bias, weight=weight, **options
+    )
+
+
+def theirs(x, linear_weight, target, *bias, weights=False, **options):
+    logits = F.linear(x, linear_weight, *bias)
+    logits = logits.to(torch.promote_types(logits.dtype, F32))  # as transformers does
+    if weights:
+        options["weight"] = class_weights(linear_weight).to(logits.dtype)
+    return composition(logits, target, **options)
+
+
+def class_weights(linear_weight):
+    classes = torch.arange(linear_weight.shape[0], device=linear_weight.device)
+    return (classes % 7 / 4 + 0.5).to(linear_weight.dtype)  # exact in every dtype
+
+
+def inputs(rows, classes, features, ignored=0, scale=1.0, bias=False):
+    def make():
+        x, linear_weight = randn(rows, features, scale=scale), randn(classes, features, scale=0.2)
+        target = torch.randint(max(classes, 1), (rows,))
+        target[rows - ignored :] = IGNORE
+        return x, linear_weight, target, *([randn(classes)] if bias else [])
+
+    return make
+
+
+def case(name, shape, why, values=None, cancels=1e-30, **options):
+    return Case(name, ours, theirs, inputs(*shape, **(values or {})), why, options, cancels)
+
+
+class TestFamilies(Families):
+    forms = (
+        case("mean", (33, 1337, 20), "the training loss; six tiles, the last of 57 classes"),
+        case("sum", (33, 700, 20), "another reduction", reduction="sum"),
+        case("none", (33, 700, 20), "a loss and an upstream gradient a row", reduction="none"),
+        case("bias", (33, 700, 20), "a linear layer with a bias", {"bias": True}),
+        case("ignore", (33, 700, 20), "rows that do not count", {"ignored": 10}),
+        case("smoothing", (33, 700, 20), "sums over all classes", label_smoothing=0.1),
+        case("weights", (33, 700, 20), "class weights, cut into tiles", weights=True),
+        case(
+            "everything", (33, 700, 20), "all options at once", {"ignored": 5, "bias": True},
+            label_smoothing=0.1, weights=True, softcap=5.0, lse_square_scale=1e-2, reduction="sum",
+        ),
+    )  # fmt: skip
+    edges = (
+        case("no-rows", (0, 700, 20), "an empty batch", reduction="sum"),
+        case("one-row", (1, 700, 20), "fewer rows than threads"),
+        case("one-class", (5, 1, 20), "the loss is zero", cancels=1.0),
+        case("one-feature", (5, 700, 1), "products of one term"),
+        case("one-tile", (5, 256, 20), "exactly one tile"),
+        case("one-more", (5, 257, 20), "a tile of one class"),
+        case("all-ignored", (5, 300, 20), "no row counts: NaN in torch", {"ignored": 5}),
+        case("large-logits", (9, 700, 20), "logits near 1000", {"scale": 300.0}),
+        case("many-rows", (600, 300, 20), "more rows than the chunks of a GPU"),
+    )
+
+    def test_deterministic_with_any_number_of_threads(self, form, cpp):
+        """With the same number: torch's matrix products, which this op calls, depend on it."""
+        first, second = (results(form.run, form.make(F32), F32) for _ in range(2))
+        assert_same_bits(first, second)
+
+
+def test_arguments_are_torchs():
+    theirs = getattr(F, "linear_cross_entropy", None)
+    if theirs is None:
+        pytest.skip("this torch has no linear_cross_entropy")
+    found = list(inspect.signature(ops.linear_cross_entropy).parameters)
+    wanted = [name for name in inspect.signature(theirs).parameters if name != "options"]
+    assert found[: len(wanted)] == wanted
+
+
+def test_backward_twice(backend):
+    x, linear_weight, target = (t for t in inputs(9, 300, 8)())
+    leaves = [t.float().requires_grad_() for t in (x, linear_weight)]
+    loss = ops.linear_cross_entropy(*leaves, target)
+    first = torch.autograd.grad(loss, leaves, retain_graph=True)
+    for a, b in zip(first, torch.autograd.grad(loss, leaves), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_only_the_gradients_that_are_wanted(frozen, cpp):
+    leaves = [t.float() for t in inputs(9, 300, 8)()[:2]]
+    target = torch.randint(300, (9,))
+    leaves[1 - frozen].requires_grad_()
+    ops.linear_cross_entropy(*leaves, target).backward()
+    assert leaves[frozen].grad is None
+    wanted = leaves[1 - frozen].grad.clone()
+    leaves[1 - frozen].grad = None
+    F.cross_entropy(F.linear(*leaves), target).backward()
+    torch.testing.assert_close(wanted, leaves[1 - frozen].grad)
+
+
+def test_any_dimensions_of_rows(cpp):
+    x, linear_weight = torch.randn(2, 3, 8), torch.randn(300, 8)
+    target = torch.randint(300, (2, 3))
+    found = ops.linear_cross_entropy(x, linear_weight, target, reduction="none")
+    wanted = F.cross_entropy(F.linear(x, linear_weight).movedim(-1, 1), target, reduction="none")
+    torch.testing.assert_close(found, wanted)
+    one = ops.linear_cross_entropy(x[0, 0], linear_weight, target[0, 0])
+    torch.testing.assert_close(one, wanted[0, 0])
+
+
+def test_autocast_casts_the_products_as_linear_does():
+    x, linear_weight, target = torch.randn(9, 8), torch.randn(300, 8), torch.randint(300, (9,))
+    wanted = ops.linear_cross_entropy(x.to(BF16), linear_weight.to(BF16), target)
+    leaf = linear_weight.requires_grad_()
+    with torch.autocast("cpu", dtype=BF16):
+        found = ops.linear_cross_entropy(x, leaf, target)
+    found.backward()
+    assert torch.equal(found, wanted) and leaf.grad.dtype == F32
+
+
+BAD = {
+    "other features": (RuntimeError, "linear_weight", lambda f: f(X, torch.randn(7, 5), T)),
+    "another dtype": (RuntimeError, "linear_weight", lambda f: f(X, W.double(), T)),
+    "a bias of another shape": (
+        RuntimeError, "linear_bias", lambda f: f(X, W, T, linear_bias=torch.randn(6)),
+    ),
+    "a target of another shape": (ValueError, "target", lambda f: f(X, W, T[:2])),
+    "a target that is a float": (RuntimeError, "target", lambda f: f(X, W, T.float())),
+    "a target outside": (IndexError, "target: row 1 holds 7", lambda f: f(X, W, T + 6)),
+    "a negative target": (IndexError, "target: row 0 holds -1", lambda f: f(X, W, T - 1)),
+    "an unknown reduction": (ValueError, "reduction", lambda f: f(X, W, T, reduction="max")),
+    "too much smoothing": (
+        RuntimeError, "label_smoothing", lambda f: f(X, W, T, label_smoothing=2),
+    ),
+    "a weight of another shape": (RuntimeError, "weight", lambda f: f(X, W, T, weight=X[0])),
+}  # fmt: skip
+X, W, T = torch.randn(3, 4), torch.randn(7, 4), torch.tensor([0, 1, 0])
+
+
+@pytest.mark.parametrize("kind, message, bad", BAD.values(), ids=BAD)
+def test_bad_input(kind, message, bad, cpp):
+    with pytest.raises(kind, match=f"linear_cross_entropy: {message}"):
+        bad(ops.linear_cross_entropy)

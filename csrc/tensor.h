@@ -73,10 +73,12 @@ inline DType dtype_of(const std::string& torch_name) {
 }
 
 inline const dlpack::Exchange* exchange_of(PyTypeObject* type) {
-  // One entry is enough: a process holds one tensor type, and Parameter is asked for rarely.
-  static PyTypeObject* known_type = nullptr;
-  static const dlpack::Exchange* known_exchange = nullptr;
-  if (type == known_type) return known_exchange;
+  // Two entries: a process holds tensors and parameters.
+  static PyTypeObject* types[2] = {};
+  static const dlpack::Exchange* exchanges[2] = {};
+  static int oldest = 0;
+  for (int i = 0; i < 2; ++i)
+    if (type == types[i]) return exchanges[i];
   const dlpack::Exchange* exchange = nullptr;
   if (PyObject* capsule =
           PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__")) {
@@ -86,9 +88,10 @@ inline const dlpack::Exchange* exchange_of(PyTypeObject* type) {
   }
   PyErr_Clear();  // no attribute: an older torch, which the attributes below serve
   const bool usable = exchange && exchange->header.version.major == 1 && exchange->borrow;
-  known_exchange = usable ? exchange : nullptr;
-  known_type = type;
-  return known_exchange;
+  types[oldest] = type;
+  exchanges[oldest] = usable ? exchange : nullptr;
+  oldest = 1 - oldest;
+  return usable ? exchange : nullptr;
 }
 
 inline bool borrow(py::handle object, TensorView& view) {

@@ -124,6 +124,9 @@ def cross_entropy_backward(
     softcap: float,
     threads: int,
 ) -> None: ...
+def linear(
+    y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, in_major: bool, threads: int
+) -> None: ...
 def cross_entropy_tile_forward(
     base: Tensor,
     total: Tensor,

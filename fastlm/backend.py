@@ -40,6 +40,7 @@ class Kernel:
     on: str | None = None
     dtypes: tuple[torch.dtype, ...] | None = None
     last_dim: int | None = None
+    rows: int | None = None
 
     def why_not(self, x: Tensor, form: str | None = None, emulated: bool = False) -> str | None:
         """Why this kernel cannot run on a tensor like x and a call of that form; None if it can."""
@@ -52,11 +53,13 @@ class Kernel:
             return f"takes {_names(self.dtypes)}, not {_names((x.dtype,))}"
         if self.last_dim is not None and x.dim() and x.shape[-1] > self.last_dim:
             return f"takes a last dimension of at most {self.last_dim}, not {x.shape[-1]}"
+        if self.rows is not None and x.dim() and x.numel() > self.rows * x.shape[-1]:
+            return f"takes at most {self.rows} rows, not {x.numel() // x.shape[-1]}"
         return _cannot_emulate(self.name) if emulated else not_installed(self.module)
 
 
-def _cpp(*dtypes: torch.dtype) -> Kernel:
-    return Kernel("cpp", "fastlm._cpu", on="cpu", dtypes=dtypes)
+def _cpp(*dtypes: torch.dtype, rows: int | None = None) -> Kernel:
+    return Kernel("cpp", "fastlm._cpu", on="cpu", dtypes=dtypes, rows=rows)
 
 
 _REFERENCE = Kernel("torch", "fastlm.reference")
@@ -67,6 +70,7 @@ KERNELS: dict[str, list[Kernel]] = {
     "rms_norm": [_cpp(F32, F64, BF16), _REFERENCE],
     "gelu": [_cpp(F32, F64, BF16), _REFERENCE],
     "dropout": [_cpp(F32, F64, BF16), _REFERENCE],
+    "linear": [_cpp(F32, BF16, rows=8), _REFERENCE],
     "cross_entropy": [_cpp(F32, F64, BF16), _REFERENCE],
     "linear_cross_entropy": [_cpp(F32, F64, BF16), _REFERENCE],
     "attention": [_cpp(F32, F64, BF16), _REFERENCE],

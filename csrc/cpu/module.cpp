@@ -5,6 +5,7 @@
 #include "../bandwidth.h"
 #include "../bindings.h"
 #include "../cross_entropy_tile.h"
+#include "../linear.h"
 #include "dispatch.h"
 #include "memory.h"
 
@@ -33,6 +34,19 @@ void traffic(const std::string& kind, const TensorView& target, const TensorView
   check_size(source, source.count(), DType::f32, "traffic: source");
   const Bandwidth p{static_cast<const float*>(source.data), static_cast<float*>(target.data),
                     source.count(), traffic};
+  const py::gil_scoped_release unlocked;
+  launch(p, threads);
+}
+
+void linear(const TensorView& y, const TensorView& x, const TensorView& weight,
+            const OptionalView& bias, bool in_major, int64_t threads) {
+  check_floating(x, "linear: input");
+  const int64_t rows = rows_of(x), in_features = cols_of(x), out_features = cols_of(y);
+  check_size(y, rows * out_features, x.dtype, "linear: output");
+  check_size(bias, out_features, x.dtype, "linear: bias");
+  check_size(weight, in_features * out_features, x.dtype, "linear: weight");
+  const Linear p{x.data,      weight.data,  data(bias), y.data, rows,
+                 in_features, out_features, in_major,   x.dtype};
   const py::gil_scoped_release unlocked;
   launch(p, threads);
 }
@@ -87,6 +101,7 @@ PYBIND11_MODULE(_cpu, m) {
   namespace py = pybind11;
   m.doc() = "fastlm's kernels for the CPU";
   bind(m);
+  m.def("linear", &linear);
   m.def("cross_entropy_tile_forward", &cross_entropy_tile_forward);
   m.def("cross_entropy_tile_backward", &cross_entropy_tile_backward);
   m.def("isa", &isa);

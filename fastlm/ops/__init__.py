@@ -14,6 +14,7 @@ from . import cross_entropy as _cross_entropy
 from . import dropout as _dropout
 from . import gelu as _gelu
 from . import layer_norm as _layer_norm
+from . import linear as _linear
 from . import linear_cross_entropy as _linear_cross_entropy
 from . import rms_norm as _rms_norm
 from . import scaled_dot_product_attention as _scaled_dot_product_attention
@@ -27,6 +28,7 @@ _FORMS = {
         _dropout,
         _gelu,
         _layer_norm,
+        _linear,
         _linear_cross_entropy,
         _rms_norm,
         _scaled_dot_product_attention,
@@ -40,6 +42,7 @@ from .cross_entropy import cross_entropy  # noqa: E402
 from .dropout import dropout  # noqa: E402
 from .gelu import gelu  # noqa: E402
 from .layer_norm import add_layer_norm, layer_norm  # noqa: E402
+from .linear import linear  # noqa: E402
 from .linear_cross_entropy import linear_cross_entropy  # noqa: E402
 from .rms_norm import rms_norm  # noqa: E402
 from .scaled_dot_product_attention import scaled_dot_product_attention  # noqa: E402
@@ -52,6 +55,7 @@ __all__ = [
     "dropout",
     "gelu",
     "layer_norm",
+    "linear",
     "linear_cross_entropy",
     "rms_norm",
     "scaled_dot_product_attention",

@@ -14,6 +14,7 @@ from .cross_entropy import (
     linear_cross_entropy_forward,
 )
 from .elementwise import dropout, gelu_backward, gelu_forward
+from .linear import linear
 from .norms import (
     add_layer_norm_backward,
     add_layer_norm_forward,
@@ -38,6 +39,7 @@ __all__ = [
     "gelu_forward",
     "layer_norm_backward",
     "layer_norm_forward",
+    "linear",
     "linear_cross_entropy_backward",
     "linear_cross_entropy_forward",
     "rms_norm_backward",

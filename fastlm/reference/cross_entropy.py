@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from .linear import linear
 from .precision import wide
 
 
@@ -56,8 +57,7 @@ def cross_entropy_backward(
 
 
 def _logits(x, linear_weight, linear_bias):
-    bias = None if linear_bias is None else wide(linear_bias)
-    return torch.nn.functional.linear(wide(x), wide(linear_weight), bias)
+    return linear(wide(x), wide(linear_weight), None if linear_bias is None else wide(linear_bias))
 
 
 def linear_cross_entropy_forward(x, linear_weight, linear_bias, target, weight, *options):

@@ -16,7 +16,7 @@ import importlib
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -106,6 +106,43 @@ def _import_error(module: str) -> str | None:
     except ImportError as error:
         return f"{module} cannot be imported ({error})"
     return None
+
+
+# Told of every call of a kernel while fastlm.replay records.
+_recorder: Callable | None = None
+
+
+@contextlib.contextmanager
+def recording(recorder: Callable) -> Iterator[None]:
+    """Tells recorder(function, arguments) of each kernel that is called inside, by any thread."""
+    global _recorder
+    before, _recorder = _recorder, recorder
+    try:
+        yield
+    finally:
+        _recorder = before
+
+
+def kernels(kernel_name: str, op: str):
+    """The module of `load`, or while calls are recorded what stands for it."""
+    module = load(kernel_name, op)
+    return module if _recorder is None else _Recorded(module, _recorder)
+
+
+class _Recorded:
+    def __init__(self, module: ModuleType, recorder: Callable):
+        self._module, self._recorder = module, recorder
+
+    def __getattr__(self, name: str):
+        function = getattr(self._module, name)
+        if isinstance(function, type):
+            return function
+
+        def call(*args):
+            function(*args)
+            self._recorder(function, args)
+
+        return call
 
 
 @functools.cache

@@ -32,7 +32,7 @@ def define(
         *arguments, backend = all_arguments
         if backend == "torch":
             return reference(*arguments)
-        return native(backends.load(backend, op), *arguments)
+        return native(backends.kernels(backend, op), *arguments)
 
     def without_backend(*arguments):
         return (fake or reference)(*arguments[:-1])

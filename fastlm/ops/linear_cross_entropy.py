@@ -245,7 +245,10 @@ def linear_cross_entropy(
         shapes, dtypes and options that do not fit. The second derivative is refused.
     """
     reduction = as_reduction("linear_cross_entropy", reduction, label_smoothing)
-    input, linear_weight, linear_bias = _under_autocast(input, linear_weight, linear_bias)
+    if _autocasts(input):
+        dtype = torch.get_autocast_dtype(input.device.type)
+        input, linear_weight = input.to(dtype), linear_weight.to(dtype)
+        linear_bias = None if linear_bias is None else linear_bias.to(dtype)
     _check(input, linear_weight, linear_bias, target)
     backend = choose("linear_cross_entropy", input)
     ignore_index = -100 if ignore_index is None else ignore_index
@@ -264,12 +267,10 @@ def linear_cross_entropy(
     return losses.sum() if denominator is None else losses.sum() / denominator
 
 
-def _under_autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    device = tensors[0].device.type
-    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+def _autocasts(input: Tensor) -> bool:
+    device = input.device.type
+    known = device in ("cpu", "cuda") and input.dtype != torch.float64
+    return known and torch.is_autocast_enabled(device)
 
 
 def _check(input, linear_weight, linear_bias, target) -> None:

@@ -60,10 +60,15 @@ def _logits(x, linear_weight, linear_bias):
     return linear(wide(x), wide(linear_weight), None if linear_bias is None else wide(linear_bias))
 
 
-def linear_cross_entropy_forward(x, linear_weight, linear_bias, target, weight, *options):
+def linear_cross_entropy_forward(
+    x, linear_weight, linear_bias, target, weight,
+    ignore_index, label_smoothing, lse_square_scale, softcap,
+):  # fmt: skip
     """(loss, lse) as of cross_entropy_forward, for logits x @ linear_weight.t() + linear_bias."""
-    logits = _logits(x, linear_weight, linear_bias)
-    return cross_entropy_forward(logits, target, weight, *options, None)[:2]
+    options = (ignore_index, label_smoothing, lse_square_scale, softcap, None)
+    return cross_entropy_forward(_logits(x, linear_weight, linear_bias), target, weight, *options)[
+        :2
+    ]
 
 
 def linear_cross_entropy_backward(

@@ -1,7 +1,7 @@
 // attention for a few queries against many keys, as in decoding, and the append to its cache.
 //
 // One or a few queries cannot fill the lanes of the block kernel, and the work is to read K and V
-// once: a work item is one head of them, and each of its queries takes dot products along head_dim.
+// once: a work item is some heads of a sequence, and each query takes dot products along head_dim.
 // No lse is lost and no dropout applies.
 #include "attention_decode.h"
 
@@ -21,43 +21,78 @@ template <class T> acc_t<T> dot(const acc_t<T>* a, const T* b, int64_t n) {
   return sum<A>(total);
 }
 
-template <class T>
-void decode_query(const AttentionForward& p, const Sequence& seq, int64_t head, int64_t query,
-                  acc_t<T>* q, acc_t<T>* scores, acc_t<T>* out) {
+// Some of the heads of one query, key by key: the heads of a key lie side by side, so that what is
+// read of K and V is read in long pieces.
+template <class T> struct DecodeQuery {
   using A = acc_t<T>;
+  const AttentionForward& p;
+  const Sequence& seq;
+  int64_t query, first, last;  // heads of q
+  A *q, *out, *scores;         // (heads, head_dim) twice, (heads, keys)
+
   const AttentionShape& s = p.shape;
-  const int64_t kv_head = head / (s.heads / s.kv_heads), head_dim = s.head_dim;
-  const int64_t low = seq.lowest(s, query), high = seq.highest(s, query);
-  load_rows(row_of<T>(p.q, seq.batch, query, head), 0, 1, head_dim, q, head_dim);
-  A peak = -A(INFINITY), total = 0;
-  for (int64_t key = low; key <= high; ++key) {
-    A score = dot<T>(q, row_of<T>(p.k, seq.batch, key, kv_head), head_dim) * A(s.softmax_scale);
-    if (s.softcap > 0) score = A(s.softcap) * tanh<A>(all(score / A(s.softcap)))[0];
-    scores[key - low] = score * A(kLog2e);
-    peak = scores[key - low] > peak ? scores[key - low] : peak;
+  int64_t low = seq.lowest(s, query), count = seq.highest(s, query) - low + 1;
+
+  template <class F> FASTLM_INLINE void each_head(const F& f) const {
+    for (int64_t head = first; head < last; ++head) f(head, head - first);
   }
-  const A base = peak > -A(INFINITY) ? peak : A(0);
-  Vec<A> sums{};
-  sweep<A>(high - low + 1, [&](int64_t i, auto span) __attribute__((always_inline)) {
-    const Vec<A> e = live<A>(exp2_bounded(load(scores + i, span) - base), span);
-    store(scores + i, e, span);
-    sums += e;
-  });
-  total = sum<A>(sums);
-  for (int64_t d = 0; d < head_dim; ++d) out[d] = 0;
-  for (int64_t key = low; key <= high; ++key) {
-    const T* v = row_of<T>(p.v, seq.batch, key, kv_head);
-    const A weight = scores[key - low];
-    sweep<A>(head_dim, [&](int64_t d, auto span) __attribute__((always_inline)) {
-      store(out + d, load(out + d, span) + load(v + d, span) * weight, span);
+  int64_t kv_head(int64_t head) const { return head / (s.heads / s.kv_heads); }
+
+  void score_keys() const {
+    each_head([&](int64_t head, int64_t i) __attribute__((always_inline)) {
+      load_rows(row_of<T>(p.q, seq.batch, query, head), 0, 1, s.head_dim, q + i * s.head_dim,
+                s.head_dim);
+    });
+    for (int64_t key = 0; key < count; ++key)
+      each_head([&](int64_t head, int64_t i) __attribute__((always_inline)) {
+        const T* k = row_of<T>(p.k, seq.batch, low + key, kv_head(head));
+        A score = dot<T>(q + i * s.head_dim, k, s.head_dim) * A(s.softmax_scale);
+        if (s.softcap > 0) score = A(s.softcap) * tanh<A>(all(score / A(s.softcap)))[0];
+        scores[i * s.keys + key] = score * A(kLog2e);
+      });
+  }
+
+  // Scores become probabilities, not yet divided by their sum, whose inverse is returned.
+  A exponentials(int64_t head, A* row) const {
+    A peak = -A(INFINITY);
+    for (int64_t key = 0; key < count; ++key) peak = row[key] > peak ? row[key] : peak;
+    const A base = peak > -A(INFINITY) ? peak : A(0);
+    Vec<A> sums{};
+    sweep<A>(count, [&](int64_t key, auto span) __attribute__((always_inline)) {
+      const Vec<A> e = live<A>(exp2_bounded(load(row + key, span) - base), span);
+      store(row + key, e, span);
+      sums += e;
+    });
+    const A total = sum<A>(sums);
+    static_cast<A*>(p.lse)[seq.lse_index(s, head, query)] =
+        (peak + A(__builtin_log2(double(total)))) * A(kLn2);
+    return total > 0 ? A(1) / total : A(0);
+  }
+
+  void sum_values() const {
+    memset(out, 0, size_t((last - first) * s.head_dim) * sizeof(A));
+    for (int64_t key = 0; key < count; ++key)
+      each_head([&](int64_t head, int64_t i) __attribute__((always_inline)) {
+        const T* v = row_of<T>(p.v, seq.batch, low + key, kv_head(head));
+        const A weight = scores[i * s.keys + key];
+        A* sums = out + i * s.head_dim;
+        sweep<A>(s.head_dim, [&](int64_t d, auto span) __attribute__((always_inline)) {
+          store(sums + d, load(sums + d, span) + load(v + d, span) * weight, span);
+        });
+      });
+  }
+
+  void run(A* inverse) const {
+    score_keys();
+    each_head(
+        [&](int64_t head, int64_t i) { inverse[i] = exponentials(head, scores + i * s.keys); });
+    sum_values();
+    each_head([&](int64_t head, int64_t i) {
+      T* o = row_of<T>(p.o, seq.batch, query, head);
+      for (int64_t d = 0; d < s.head_dim; ++d) put(o + d, out[i * s.head_dim + d] * inverse[i]);
     });
   }
-  static_cast<A*>(p.lse)[seq.lse_index(s, head, query)] =
-      (peak + A(__builtin_log2(double(total)))) * A(kLn2);
-  const A inverse = total > 0 ? A(1) / total : A(0);
-  T* o = row_of<T>(p.o, seq.batch, query, head);
-  for (int64_t d = 0; d < head_dim; ++d) put(o + d, out[d] * inverse);
-}
+};
 
 template <class T> void append(const CacheAppend& p, int64_t threads) {
   const size_t bytes = size_t(p.head_dim) * sizeof(T);
@@ -77,16 +112,21 @@ template <class T> void append(const CacheAppend& p, int64_t threads) {
 }  // namespace
 
 template <class T> void decode(const AttentionForward& p, int64_t threads) {
+  using A = acc_t<T>;
   const AttentionShape& s = p.shape;
+  // As few pieces as keep the threads busy: the more heads in one, the longer what it reads.
+  const int64_t pieces = least(s.kv_heads, ceil_div(threads, most(1, s.batch)));
   const int64_t group = s.heads / s.kv_heads;
   // A dot product of one key costs about as much as eight of the block kernel's.
-  const int64_t work = 8 * 2 * group * s.queries * s.keys * s.head_dim;
-  parallel_items(s.batch * s.kv_heads, work, threads, [&](int64_t item) {
-    const Sequence seq(s, item / s.kv_heads);
-    Scratch<acc_t<T>> memory(2 * s.head_dim + s.keys);
-    acc_t<T>*q = memory.data(), *out = q + s.head_dim, *scores = out + s.head_dim;
-    for (int64_t i = 0; i < group * s.queries; ++i)
-      decode_query<T>(p, seq, item % s.kv_heads * group + i % group, i / group, q, scores, out);
+  const int64_t work = 8 * 2 * (s.heads / pieces) * s.queries * s.keys * s.head_dim;
+  parallel_items(s.batch * pieces, work, threads, [&](int64_t item) {
+    const Sequence seq(s, item / pieces);
+    const int64_t piece = item % pieces, first = s.kv_heads * piece / pieces * group,
+                  last = s.kv_heads * (piece + 1) / pieces * group, heads = last - first;
+    Scratch<A> memory(heads * (2 * s.head_dim + s.keys + 1));
+    A *q = memory.data(), *out = q + heads * s.head_dim, *scores = out + heads * s.head_dim;
+    for (int64_t query = 0; query < s.queries; ++query)
+      DecodeQuery<T>{p, seq, query, first, last, q, out, scores}.run(scores + heads * s.keys);
   });
 }
 

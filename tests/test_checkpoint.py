@@ -82,7 +82,7 @@ def test_truncated_and_missing_files_are_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"config\.json"):
         GPT2LMHeadModel.from_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"gpt2.config\.json.*a folder that holds"):
-        GPT2LMHeadModel.from_pretrained("gpt2")
+        GPT2LMHeadModel.from_pretrained("gpt2", local_files_only=True)
 
 
 def test_replacing_leaves_the_old_file_when_writing_fails(tmp_path):

@@ -172,8 +172,8 @@ def test_padding_token_marks_padding(models):
     mask[1, :4] = 0
     assert not (ids[mask.bool()] == 60).any(), "60 must occur as padding only"
     options = {"max_new_tokens": 15, "pad_token_id": 60}
-    assert ours.generate(ids, **options).equal(ours.generate(ids, mask, **options))
-    assert not ours.generate(ids, **options).equal(ours.generate(ids, mask * 0 + 1, **options))
+    assert ours.generate(ids, **options).equal(ours.generate(ids, attention_mask=mask, **options))
+    assert not ours.generate(ids, **options).equal(ours.generate(ids, attention_mask=mask * 0 + 1, **options))
 
 
 def test_finished_rows_are_padded(models):
@@ -221,7 +221,7 @@ def test_cache_rows_are_independent(models):
     cache = KVCache.for_model(ours, 2, 20)
     with torch.no_grad():
         ours(prompts(2), past_key_values=cache)
-        both = cache.repeat_interleave(2)
+        both = cache.select(torch.tensor([0, 0, 1, 1]))
         step = ours(torch.tensor([[1], [2], [1], [2]]), past_key_values=both).logits
         alone = ours(torch.tensor([[1], [2]]), past_key_values=cache).logits
     assert both.get_seq_length() == 13

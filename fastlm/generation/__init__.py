@@ -1,7 +1,17 @@
 """Text from a model: the cache, the choice of the next token, streaming, and the loop."""
 
 from .cache import KVCache
-from .generate import generate
-from .streamers import TextStreamer
+from .config import GenerationConfig
+from .generate import GenerationMixin, generate
+from .output import GenerateOutput
+from .streamers import TextIteratorStreamer, TextStreamer
 
-__all__ = ["KVCache", "TextStreamer", "generate"]
+__all__ = [
+    "GenerateOutput",
+    "GenerationConfig",
+    "GenerationMixin",
+    "KVCache",
+    "TextIteratorStreamer",
+    "TextStreamer",
+    "generate",
+]

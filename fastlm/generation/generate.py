@@ -1,93 +1,217 @@
 """The generation loop."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from .cache import KVCache
-from .options import Options, prompt_mask
-from .sampling import draw, filter_logits
+from .beam import BeamSearch
+from .config import GenerationConfig
+from .decoder import Decoder
+from .output import GenerateOutput, Record
+from .processors import processors
+from .rows import Rows, read_prompts
+from .sampling import Drawer
+from .speculation import drafter
+from .stopping import stop_rule
 from .streamers import Streamer
 
 
 @torch.no_grad()
 def generate(
     model,
-    input_ids: Tensor,
-    attention_mask: Tensor | None = None,
-    *,
+    inputs=None,
+    generation_config: GenerationConfig | None = None,
+    logits_processor=None,
+    stopping_criteria=None,
+    prefix_allowed_tokens_fn: Callable | None = None,
+    synced_gpus: bool | None = None,
+    assistant_model=None,
     streamer: Streamer | None = None,
+    *,
+    input_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    past_key_values=None,
+    tokenizer=None,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    word_filter=None,
     **options,
-) -> Tensor:
-    """Prompt and continuation, (B * num_return_sequences, T) int64.
+) -> Tensor | list[Tensor] | GenerateOutput:
+    """Prompt and continuation: (B * num_return_sequences, T) int64, as transformers' generate.
 
-    model: a GPT2LMHeadModel, run in eval mode. input_ids: (B, P) int64. attention_mask: (B, P), 0
-    for padding, on either side; see `options.prompt_mask` for the default. options: the fields of
-    `Options`. Raises ValueError for an unknown or impossible option and for more tokens than the
-    model's n_positions, IndexError for ids outside the vocabulary.
+    model: with a `transformer` and an `lm_head`, run in eval mode. inputs or input_ids: (B, P) with
+    attention_mask (B, P), 0 for padding on either side (see `rows.read_prompts` for the default);
+    or a list of prompts of different lengths, which gives a list of sequences without padding, each
+    what its prompt gives alone. None begins a text.
+
+    options: the fields of `GenerationConfig`, over those of generation_config, or of
+    model.generation_config. logits_processor and stopping_criteria: lists of functions of
+    (input_ids, scores); prefix_allowed_tokens_fn: of (prompt's number, ids). streamer: anything
+    with put(ids) and end(). assistant_model: a smaller model that drafts, for one row, as
+    prompt_lookup_num_tokens does with the text itself. tokenizer: for stop_strings.
+    past_key_values: the cache of the first tokens of the prompts, written in place.
+
+    Beyond transformers: seed= or generator=, one or one per returned row; context="slide" goes on
+    past n_positions; word_filter: a `safety.WordFilter`.
+
+    Raises ValueError for an unknown or impossible option and for more tokens than the model's
+    n_positions, IndexError for ids outside the vocabulary.
     """
-    settings = Options.for_model(model.config, options)
-    mask = prompt_mask(input_ids, attention_mask, settings)
-    width = input_ids.shape[1]
-    longest = width if mask is None else int(mask.sum(1).max())
-    new_tokens = settings.new_tokens(width, longest, model.config.n_positions)
+    config = (generation_config or model.generation_config).updated(options)
+    config = with_special_tokens(config, model.config)
+    config.check(model.config.vocab_size)
+    inputs = _one_of(inputs, input_ids, synced_gpus)
+    rows = read_prompts(inputs, attention_mask, config, model)
+    # -1, and an end token that this vocabulary lacks, never come.
+    known = [token for token in config.end_tokens if 0 <= token < model.config.vocab_size]
+    ends = torch.tensor(known, dtype=torch.int64, device=rows.ids.device)
+    process = processors(config, ends, logits_processor, prefix_allowed_tokens_fn)
+    stop = stop_rule(config, ends, stopping_criteria, tokenizer)
+    repeats = 1 if config.num_beams > 1 else config.num_return_sequences
+    drawer = Drawer(rows.count * repeats, rows.ids.device, config.seed, generator)
+    decoder, record = Decoder(model, config, past_key_values), Record(config)
+    beams: dict[str, Any] = {}
+    with in_eval_mode(model):
+        if config.num_beams > 1:
+            _refuse("num_beams > 1", streamer=streamer, assistant_model=assistant_model)
+            search = BeamSearch(rows, config, process, stop, drawer, len(ends), word_filter)
+            search.run(decoder, record)
+            sequences, scores, paths = search.result()
+            beams = {"beam_indices": paths}
+            if config.output_scores:
+                beams["sequences_scores"] = scores
+            rows = rows.select(_repeated(rows, config.num_return_sequences))
+            new = (paths >= 0).sum(1)
+        else:
+            draft = drafter(config, assistant_model, model)
+            if draft is not None and rows.count * repeats > 1:
+                raise ValueError(
+                    f"generate: assistant_model or prompt_lookup_num_tokens: got "
+                    f"{rows.count * repeats} rows, accepted is one"
+                )
+            loop = Loop(config, process, stop, drawer, streamer, word_filter)
+            rows, new = loop.run(decoder, rows, record, draft, repeats)
+            sequences = rows.history
+    result = _unpadded(sequences, rows, new) if rows.listed else sequences
+    return record.output(result, decoder, **beams) if config.return_dict_in_generate else result
+
+
+class Loop:
+    """Greedy and drawn continuations, with or without drafts."""
+
+    def __init__(self, config, process, stop, drawer, streamer, word_filter):
+        self.config, self.process, self.stop, self.drawer = config, process, stop, drawer
+        self.streamer, self.word_filter = streamer, word_filter
+
+    def run(self, decoder: Decoder, rows: Rows, record: Record, draft, repeats: int):
+        """(rows, new): the finished rows, and how many new tokens each has, (R,)."""
+        self._tell(rows.history)
+        logits = decoder.start(rows)
+        if repeats > 1:
+            every = _repeated(rows, repeats)
+            rows, logits = rows.select(every), logits[every]
+            decoder.select(every)
+        finished = torch.zeros(rows.count, dtype=torch.bool, device=rows.ids.device)
+        new = torch.zeros_like(rows.base)
+        drafts = rows.ids[:, :0]
+        while True:
+            for place in range(logits.shape[1]):
+                token = self._choose(rows, logits[:, place].float(), record)
+                token = token.masked_fill(finished, self.config.filler)
+                new += ~finished
+                rows.append(token)
+                self._tell(token)
+                finished = finished | self.stop(rows, logits[:, place])
+                if bool(finished.all()):
+                    if self.streamer is not None:
+                        self.streamer.end()
+                    if draft is not None:
+                        decoder.forget_drafts(rows)
+                    return rows, new
+                if place < drafts.shape[1] and int(token) != int(drafts[0, place]):
+                    break
+            if draft is not None:
+                decoder.forget_drafts(rows)
+                most = min(decoder.drafts_fit(), int(rows.limits[0]) - rows.made - 1)
+                drafts = draft(rows, most)
+            logits = decoder.step(rows, drafts)
+
+    def _choose(self, rows: Rows, logits: Tensor, record: Record) -> Tensor:
+        scores = self.process(rows, logits)
+        while True:
+            if self.config.do_sample:
+                token = self.drawer.draw(scores).squeeze(1)
+            else:
+                token = scores.argmax(-1)
+            if self.word_filter is None:
+                break
+            # Drawing again without what is forbidden is drawing from what is allowed.
+            banned = self.word_filter.forbids(rows, token)
+            if not bool(banned.any()):
+                break
+            scores = scores.clone()
+            scores[banned, token[banned]] = -torch.inf
+        record.add(logits, scores)
+        return token
+
+    def _tell(self, ids: Tensor) -> None:
+        if self.streamer is not None:
+            self.streamer.put(ids.cpu())
+
+
+class GenerationMixin:
+    """What a model with a language modelling head can do."""
+
+    generation_config: GenerationConfig
+
+    def generate(self, inputs=None, *args, **options):
+        """Prompts and their continuations: see `fastlm.generation.generate`."""
+        return generate(self, inputs, *args, **options)
+
+    def load_generation_config(self, source) -> None:
+        """Takes up generation_config.json, where `source` has one."""
+        if source.find("generation_config.json") is not None:
+            self.generation_config = GenerationConfig.from_source(source)
+
+
+def with_special_tokens(config: GenerationConfig, of_model) -> GenerationConfig:
+    """A copy whose special tokens, where they are None, are those of the model's config."""
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    missing = [name for name in names if getattr(config, name) is None]
+    return config.updated({name: getattr(of_model, name) for name in missing})
+
+
+@contextmanager
+def in_eval_mode(model) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
-        return _continue(model, input_ids, mask, new_tokens, settings, streamer)
+        yield
     finally:
         model.train(was_training)
 
 
-def _continue(model, input_ids, mask, new_tokens, settings, streamer):
-    width, repeats, device = input_ids.shape[1], settings.num_return_sequences, input_ids.device
-    cache = KVCache.for_model(model, input_ids.shape[0], width + new_tokens)
-    logits = _prefill(model, input_ids, mask, cache).repeat_interleave(repeats, 0)
-    if repeats > 1:
-        cache = cache.repeat_interleave(repeats)
-    # -1, and an end token that this vocabulary lacks, never come.
-    known = [token for token in settings.end_tokens if 0 <= token < logits.shape[-1]]
-    ends = torch.tensor(known, dtype=torch.int64, device=device)
-    generator = None
-    if settings.seed is not None:
-        generator = torch.Generator(device).manual_seed(settings.seed)
-    sequences = input_ids.new_full((logits.shape[0], width + new_tokens), settings.filler)
-    sequences[:, :width] = input_ids.repeat_interleave(repeats, 0)
-    finished = torch.zeros(logits.shape[0], dtype=torch.bool, device=device)
-    _tell(streamer, input_ids)
-    for made in range(new_tokens):
-        token = _next_token(logits, made, settings, ends, generator)
-        token = token.masked_fill(finished, settings.filler)
-        finished |= torch.isin(token, ends)
-        sequences[:, width + made] = token
-        _tell(streamer, token)
-        if made + 1 == new_tokens or (len(ends) and bool(finished.all())):
-            break
-        logits = model(token[:, None], past_key_values=cache).logits[:, -1]
-    if streamer is not None:
-        streamer.end()
-    return sequences[:, : width + made + 1]
+def _one_of(inputs, input_ids, synced_gpus):
+    if synced_gpus:
+        raise ValueError("generate: synced_gpus: got True, accepted is None: a model is on one GPU")
+    if inputs is not None and input_ids is not None:
+        raise ValueError("generate: got both inputs and input_ids, accepted is one of them")
+    return input_ids if inputs is None else inputs
 
 
-def _prefill(model, input_ids, mask, cache):
-    """Logits (B, V) at each row's last real token; the rows' keys and values go to `cache`."""
-    hidden = model.transformer(input_ids, cache, mask).last_hidden_state
-    if mask is None:
-        return model.lm_head(hidden[:, -1])
-    place = torch.arange(mask.shape[1], device=mask.device)
-    last = torch.where(mask, place, 0).amax(1)
-    return model.lm_head(hidden[torch.arange(mask.shape[0], device=mask.device), last])
+def _refuse(reason: str, **given) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"generate: {name}: got one with {reason}, accepted is None")
 
 
-def _next_token(logits, made, settings, ends, generator):
-    logits = logits.float()
-    if made < settings.min_new_tokens:
-        logits = logits.index_fill(-1, ends, -torch.inf)
-    if not settings.do_sample:
-        return logits.argmax(-1)
-    logits = filter_logits(logits, settings.temperature, settings.top_k, settings.top_p)
-    return draw(logits, generator)
+def _repeated(rows: Rows, repeats: int) -> Tensor:
+    return torch.arange(rows.count, device=rows.ids.device).repeat_interleave(repeats)
 
 
-def _tell(streamer: Streamer | None, ids: Tensor) -> None:
-    if streamer is not None:
-        streamer.put(ids.cpu())
+def _unpadded(sequences: Tensor, rows: Rows, new: Tensor) -> list[Tensor]:
+    """Each row's prompt and the tokens it made."""
+    ends = (rows.width + new).tolist()
+    return [ids[:end][real[:end]] for ids, real, end in zip(sequences, rows.real, ends, strict=True)]

@@ -1,6 +1,8 @@
 """What is told of every token while it is generated: anything with put(ids) and end()."""
 
 import sys
+from collections.abc import Iterator
+from queue import Queue
 from typing import Protocol, TextIO
 
 from torch import Tensor
@@ -49,3 +51,30 @@ class TextStreamer:
     def _write(self, text: str) -> None:
         self.pending.clear()
         print(text, end="", file=self.file, flush=True)
+
+
+class TextIteratorStreamer(TextStreamer):
+    """Gives the text of one sequence piece by piece to whoever iterates, in another thread.
+
+    timeout: seconds to wait for a piece before queue.Empty is raised; None waits for ever.
+    """
+
+    def __init__(
+        self, tokenizer, skip_prompt: bool = False, timeout: float | None = None, **decode_options
+    ):
+        super().__init__(tokenizer, skip_prompt, **decode_options)
+        self.pieces: Queue[str | None] = Queue()
+        self.timeout = timeout
+
+    def end(self) -> None:
+        self._write(self.tokenizer.decode(self.pending, **self.decode_options))
+        self.pieces.put(None)
+
+    def _write(self, text: str) -> None:
+        self.pending.clear()
+        if text:
+            self.pieces.put(text)
+
+    def __iter__(self) -> Iterator[str]:
+        while (piece := self.pieces.get(timeout=self.timeout)) is not None:
+            yield piece

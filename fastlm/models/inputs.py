@@ -1,8 +1,4 @@
-"""What a caller hands to a model: checks that speak to the user, and padding on either side.
-
-Causal attention never looks right, so a row whose real tokens all come before its padding needs no
-attention mask at all. A row padded otherwise is brought into that order and put back afterwards.
-"""
+"""What a caller hands to a model: checks that speak to the user, and where its tokens stand."""
 
 import torch
 from torch import Tensor
@@ -31,7 +27,7 @@ def check_token_ids(name: str, ids, vocab_size: int) -> None:
             f"GPT2Model: {name}: got {ids.dtype} of shape {tuple(ids.shape)}, "
             "accepted is int64 of shape (batch, tokens)"
         )
-    if ids.device.type != "cpu" or ids.numel() == 0:
+    if ids.device.type != "cpu" or ids.numel() == 0 or torch.compiler.is_compiling():
         return
     low, high = (int(bound) for bound in ids.aminmax())
     if low < 0 or high >= vocab_size:
@@ -49,15 +45,28 @@ def check_length(length: int, cache: KVCache | None, n_positions: int) -> None:
         )
 
 
-def check_labels(labels: Tensor, logits: Tensor) -> None:
-    if labels.shape != logits.shape[:2]:
+def check_labels(labels: Tensor, hidden: Tensor) -> None:
+    if labels.shape != hidden.shape[:2]:
         raise ValueError(
             f"GPT2LMHeadModel: labels: got shape {tuple(labels.shape)}, accepted is "
-            f"that of the logits, {tuple(logits.shape[:2])}"
+            f"that of the tokens, {tuple(hidden.shape[:2])}"
         )
 
 
-def check_mask(attention_mask: Tensor | None, batch: int, length: int) -> Tensor | None:
+def check_cache(past_key_values) -> KVCache | None:
+    """A KVCache, also of a tuple with a pair (keys, values) per layer; TypeError for another."""
+    if past_key_values is None or isinstance(past_key_values, KVCache):
+        return past_key_values
+    if isinstance(past_key_values, tuple | list):
+        return KVCache.from_legacy_cache(past_key_values)
+    raise TypeError(
+        f"GPT2Model: past_key_values: got {type(past_key_values).__name__}, accepted are "
+        "fastlm.generation.KVCache (as an earlier call returned it) and a tuple with a pair "
+        "(keys, values) per layer"
+    )
+
+
+def check_mask(attention_mask: Tensor | None, batch: int, length: int, cached: bool):
     """The (B, T) bool mask of this call's tokens, or None where every one of them is real.
 
     With a cache the mask may cover the cached tokens too, as (B, past + T); those are known. Raises
@@ -75,7 +84,14 @@ def check_mask(attention_mask: Tensor | None, batch: int, length: int) -> Tensor
             f"accepted is (batch, tokens) = ({batch}, {length})"
         )
     mask = attention_mask[:, -length:].bool()
-    return None if bool(mask.all()) else mask
+    if not torch.compiler.is_compiling():
+        return None if bool(mask.all()) else mask
+    if cached:
+        raise ValueError(
+            "GPT2Model: attention_mask: got one with a cache under torch.compile, accepted is "
+            "none: a cache knows its real tokens"
+        )
+    return mask
 
 
 def positions(mask: Tensor | None, length: int, cache: KVCache | None, device) -> Tensor:
@@ -85,22 +101,3 @@ def positions(mask: Tensor | None, length: int, cache: KVCache | None, device) -
     else:
         counted = (mask.long().cumsum(1) - 1).clamp_min(0)
     return counted if cache is None else counted + cache.lengths[:, None]
-
-
-def real_tokens_first(mask: Tensor | None) -> Tensor | None:
-    """(B, T) order that brings each row's real tokens to the front; None where they are there."""
-    if mask is None:
-        return None
-    order = mask.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
-    in_place = torch.arange(mask.shape[1], device=mask.device)
-    return None if bool((order == in_place).all()) else order
-
-
-def reorder(x: Tensor, order: Tensor | None) -> Tensor:
-    """x (B, T, C) with row b's tokens in the order of order[b]."""
-    return x if order is None else x.take_along_dim(order[..., None], 1)
-
-
-def restore_order(x: Tensor, order: Tensor | None) -> Tensor:
-    """Undoes `reorder`."""
-    return x if order is None else reorder(x, order.argsort(dim=1))

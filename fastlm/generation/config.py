@@ -126,7 +126,8 @@ class GenerationConfig:
         require("temperature", self.temperature > 0, "> 0 (do_sample=False is greedy)")
         require("top_k", (self.top_k or 0) >= 0, ">= 0 or None")
         for name in ("top_p", "typical_p"):
-            require(name, 0 < (getattr(self, name) or 1) <= 1, f"0 < {name} <= 1")
+            share = getattr(self, name)
+            require(name, share is None or 0 < share <= 1, f"0 < {name} <= 1")
         require("min_p", 0 <= (self.min_p or 0) <= 1, "0 <= min_p <= 1")
         require("repetition_penalty", self.repetition_penalty > 0, "> 0")
         in_vocabulary = self.pad_token_id is None or 0 <= self.pad_token_id < vocab_size

@@ -28,10 +28,10 @@ def drafter(config: GenerationConfig, assistant, model):
 
 
 class PromptLookup:
-    """Drafts what followed the last time the newest tokens stood in the text.
+    """Drafts what followed when the newest tokens stood in the text before.
 
     Saxena, 2023, "Prompt Lookup Decoding". ngram: tokens that must agree, at most; fewer are tried
-    after that.
+    after that. Of several places the last that is followed by enough tokens counts.
     """
 
     def __init__(self, count: int, ngram: int):
@@ -41,10 +41,12 @@ class PromptLookup:
         tokens = rows.tokens(0)
         for n in range(min(self.ngram, len(tokens) - 1), 0, -1):
             earlier = tokens[:-1].unfold(0, n, 1)
-            found = (earlier == tokens[-n:]).all(1).nonzero()
-            if len(found):
-                after = int(found[-1]) + n
-                return tokens[None, after : after + min(self.count, most)]
+            after = (earlier == tokens[-n:]).all(1).nonzero().squeeze(1) + n
+            if len(after):
+                count = min(self.count, most)
+                followed = after[after + count <= len(tokens)]
+                first = int(followed[-1] if len(followed) else after[0])
+                return tokens[None, first : first + count]
         return tokens[None, :0]
 
 

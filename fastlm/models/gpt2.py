@@ -188,15 +188,13 @@ class GPT2LMHeadModel(GPT2PreTrainedModel, GenerationMixin):
         labels: (B, T) int64, position t is predicted from those before it; -100 is left out.
         shift_labels: the same, moved left by the caller, so that position t predicts entry t.
         num_items_in_batch: divides the summed loss, in place of the mean over this call's tokens.
+        Padding predicts nothing: its positions are left out of the loss whatever the labels are.
         logits_to_keep: logits of the last so many positions only, 0 for all; or the positions.
         With labels no cache is started unless asked for, and the logits are computed when
         `output.logits` is first read. Raises what GPT2Model raises, and for a label outside the
         vocabulary what `ops.linear_cross_entropy` raises.
         """
-        targets = shift_labels
-        if labels is not None:
-            # The labels move, not the states.
-            targets = F.pad(labels[:, 1:], (0, 1), value=-100)
+        targets = shift_labels if labels is None else shifted(labels)
         if targets is not None and use_cache is None:
             use_cache = False
         rest = token_type_ids, position_ids, inputs_embeds, use_cache
@@ -207,6 +205,7 @@ class GPT2LMHeadModel(GPT2PreTrainedModel, GenerationMixin):
         hidden, loss = trunk.last_hidden_state, None
         if targets is not None:
             check_labels(targets, hidden)
+            targets = left_out_at_padding(targets, attention_mask)
             loss = causal_lm_loss(self.lm_head, hidden, targets, num_items_in_batch)
         kept = kept_positions(hidden, logits_to_keep)
         logits = self.lm_head(kept) if loss is None else DeferredLogits(self.lm_head, kept)
@@ -221,6 +220,18 @@ def kept_positions(hidden: Tensor, logits_to_keep: int | Tensor) -> Tensor:
     if isinstance(logits_to_keep, Tensor):
         return hidden[:, logits_to_keep]
     return hidden[:, -logits_to_keep:]
+
+
+def shifted(labels: Tensor) -> Tensor:
+    """(B, T) targets of each position. The labels move, and not the states, which are larger."""
+    return F.pad(labels[:, 1:], (0, 1), value=-100)
+
+
+def left_out_at_padding(targets: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Left padding would otherwise be asked for the first token of its row."""
+    if attention_mask is None:
+        return targets
+    return targets.masked_fill(attention_mask[:, -targets.shape[1] :] == 0, -100)
 
 
 def causal_lm_loss(
@@ -240,11 +251,3 @@ def causal_lm_loss(
     else:
         loss = ops.cross_entropy(head(hidden), targets, reduction=reduction)
     return loss if num_items_in_batch is None else loss / num_items_in_batch
-
-
-if not hasattr(ops, "linear_cross_entropy"):  # TEMP
-
-    def _lce(input, linear_weight, target, *, linear_bias=None, reduction="mean"):
-        return ops.cross_entropy(F.linear(input, linear_weight, linear_bias), target, reduction=reduction)
-
-    ops.linear_cross_entropy = _lce

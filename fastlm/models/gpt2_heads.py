@@ -6,7 +6,13 @@ from torch.nn import functional as F
 
 from .. import ops
 from ..generation import GenerationConfig, GenerationMixin
-from .gpt2 import GPT2Model, GPT2PreTrainedModel, causal_lm_loss
+from .gpt2 import (
+    GPT2Model,
+    GPT2PreTrainedModel,
+    causal_lm_loss,
+    left_out_at_padding,
+    shifted,
+)
 from .gpt2_config import GPT2Config
 from .outputs import (
     ClassifierOutput,
@@ -247,7 +253,7 @@ class GPT2DoubleHeadsModel(_HeadedModel, GenerationMixin):
         if mc_labels is not None:
             mc_loss = ops.cross_entropy(mc_logits.view(-1, mc_logits.shape[-1]), mc_labels.view(-1))
         if labels is not None:
-            targets = F.pad(labels.flatten(0, -2)[:, 1:], (0, 1), value=-100)
+            targets = left_out_at_padding(shifted(labels.flatten(0, -2)), rest[0])
             loss = causal_lm_loss(self.lm_head, hidden, targets)
         logits = self.lm_head(states) if loss is None else DeferredLogits(self.lm_head, states)
         return self._finish(

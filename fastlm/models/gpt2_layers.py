@@ -83,7 +83,7 @@ class GPT2Attention(nn.Module):
         options["dropout_p"] = self.dropout if self.training else 0.0
         if packing is None:
             return ops.attention(q, k, v, **options)
-        lengths = {"cu_seqlens_q": packing.cu_seqlens, "cu_seqlens_k": packing.cu_seqlens}
+        lengths = {"cu_seqlens_q": packing.cu_seqlens, "cu_seqlens_k": packing.cu_seqlens_k}
         longest = {"max_seqlen_q": packing.longest, "max_seqlen_k": packing.longest}
         return ops.attention(q[0], k[0], v[0], **lengths, **longest, **options)[None]
 

@@ -21,6 +21,10 @@ class Packing:
     cu_seqlens: Tensor  # int32 offsets of the sequences
     longest: int
 
+    def __post_init__(self):
+        # Of the keys, which are the same: torch.compile does not take one tensor twice.
+        self.cu_seqlens_k = self.cu_seqlens.clone()
+
     @classmethod
     def of(cls, mask: Tensor) -> "Packing":
         """The packing of mask (B, T), bool.

@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer, models, trainers
 
 from .checkpoint import write_text
+from .hub import Source
 from .text import read_text
 from .vocabulary import (
     END_OF_TEXT,
@@ -93,13 +94,12 @@ class GPT2Tokenizer:
         return cls(tokenizer)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "GPT2Tokenizer":
-        """Reads tokenizer.json, or vocab.json and merges.txt, as transformers writes them.
+    def from_pretrained(cls, name_or_path: str | Path, **options) -> "GPT2Tokenizer":
+        """Reads tokenizer.json, or vocab.json and merges.txt, of a folder or of a name on the hub.
 
-        Raises FileNotFoundError where neither is there, ValueError where they cannot be read.
+        options: hub.Source's. FileNotFoundError without files, ValueError where they are no such.
         """
-        folder = Path(folder)
-        settings: dict = {}
+        folder, settings = Source(name_or_path, **options).folder(SETTINGS, FILE, VOCAB, MERGES), {}
         try:
             if (folder / SETTINGS).is_file():
                 settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))

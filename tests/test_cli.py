@@ -79,7 +79,7 @@ def test_generate_reads_the_prompt_from_a_file(trained, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["generate", "--model=nowhere"], "nowhere: no such files"),
+        (["generate", "--model=./nowhere"], "nowhere: no such files"),
         (["train", "nowhere.txt"], "nowhere.txt: no such file or folder"),
         (["train"], "data: got nothing"),
         (["train", "--resume=nowhere"], "nowhere has no run.json"),

@@ -19,7 +19,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--model",
         required=True,
         metavar="FOLDER",
-        help="of from_pretrained, or the --out-dir of a training run",
+        help="of from_pretrained, a name on the hub, or the --out-dir of a training run",
     )
     parser.add_argument(
         "--prompt",
@@ -55,7 +55,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Writes the continuations to the terminal, token by token."""
-    folder = newest(args.model)
+    folder = newest(args.model) if Path(args.model).is_dir() else args.model
     tokenizer = GPT2Tokenizer.from_pretrained(folder)
     model = GPT2LMHeadModel.from_pretrained(folder, dtype=DTYPES[args.dtype], device=args.device)
     ids = tokenizer.encode(_prompt(args.prompt)) or [tokenizer.bos_token_id]

@@ -1,0 +1,129 @@
+"""The other heads against transformers' with the same weights: every loss, logit and gradient."""
+
+import pytest
+import torch
+import transformers
+from accuracy import assert_as_accurate_as_torch
+from gpt2_pair import SHAPE, prompts
+
+import fastlm.models
+
+PAD = 60
+SETTINGS = {**SHAPE, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": PAD}
+NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "classifier_dropout": 0.0}
+NO_DROPOUT["summary_first_dropout"] = 0.0
+
+
+def models(name, **settings):
+    """(ours, theirs, truth)."""
+    torch.manual_seed(0)
+    settings = {**SETTINGS, **NO_DROPOUT, **settings}
+    theirs = getattr(transformers, name)(transformers.GPT2Config(**settings))
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    truth = getattr(transformers, name)(transformers.GPT2Config(**settings)).double()
+    ours = getattr(fastlm.models, name)(fastlm.models.GPT2Config(**settings))
+    ours.load_state_dict(theirs.state_dict())
+    truth.load_state_dict(theirs.state_dict())
+    return ours, theirs, truth
+
+
+def compare(trio, inputs, fields, loss=lambda output: output.loss):
+    outputs = [model(**_in_dtype(inputs, model)) for model in trio]
+    for output in outputs:
+        loss(output).backward()
+    for name in fields:
+        assert_as_accurate_as_torch(*(getattr(output, name) for output in outputs), name)
+    gradients = [dict(model.named_parameters()) for model in trio]
+    for name in gradients[0]:
+        if gradients[1][name].grad is None:
+            continue
+        assert_as_accurate_as_torch(*(g[name].grad for g in gradients), f"gradient of {name}")
+    first, second = (output.to_tuple() for output in outputs[:2])
+    assert [type(t) for t in first][: len(fields)] == [type(t) for t in second][: len(fields)]
+
+
+def _in_dtype(inputs, model):
+    dtype = next(model.parameters()).dtype
+    return {n: t.to(dtype) if t.is_floating_point() else t for n, t in inputs.items()}
+
+
+def padded():
+    ids = prompts()
+    ids[ids == PAD] = 1
+    ids[1, 8:] = PAD
+    ids[2, 3:] = PAD
+    return ids
+
+
+CLASSIFIED = {
+    "classes": ({"num_labels": 3}, torch.tensor([0, 2, 1, 1])),
+    "regression": ({"num_labels": 1}, torch.tensor([0.5, 2.0, -1.0, 1.0])),
+    "two numbers": ({"num_labels": 2, "problem_type": "regression"}, torch.randn(4, 2)),
+    "several labels": ({"num_labels": 3}, torch.tensor([[1.0, 0, 1]] * 4)),
+}
+
+
+@pytest.mark.parametrize("name", CLASSIFIED)
+def test_sequence_classification(name):
+    settings, labels = CLASSIFIED[name]
+    trio = models("GPT2ForSequenceClassification", **settings)
+    mask = (padded() != PAD).long()
+    inputs = {"input_ids": padded(), "labels": labels, "attention_mask": mask}
+    compare(trio, inputs, ["logits", "loss"])
+
+
+def test_sequence_classification_must_know_where_rows_end():
+    model = models("GPT2ForSequenceClassification", pad_token_id=None)[0]
+    with pytest.raises(ValueError, match=r"got 4 rows and no config\.pad_token_id"):
+        model(prompts())
+    assert model(prompts(1)).logits.shape == (1, 2)
+    model.config.problem_type = "guess"
+    with pytest.raises(ValueError, match="problem_type: got 'guess'"):
+        model(prompts(1), labels=torch.tensor([1]))
+
+
+def test_token_classification():
+    labels = prompts() % 5
+    labels[0, :4] = -100
+    trio = models("GPT2ForTokenClassification", num_labels=5)
+    compare(trio, {"input_ids": prompts(), "labels": labels}, ["logits", "loss"])
+
+
+def test_token_classification_drops_in_training():
+    model = models("GPT2ForTokenClassification", classifier_dropout=None)[0].train()
+    assert not model(prompts()).logits.equal(model(prompts()).logits)
+    assert model.eval()(prompts()).logits.equal(model(prompts()).logits)
+
+
+def test_question_answering():
+    places = {"start_positions": torch.tensor([0, 3, 11, 99]), "end_positions": torch.tensor([2, 4, 11, 5])}
+    trio = models("GPT2ForQuestionAnswering")
+    compare(trio, {"input_ids": prompts(), **places}, ["start_logits", "end_logits", "loss"])
+
+
+@pytest.mark.parametrize("mc_token_ids", [None, torch.tensor([[3, 11], [0, 7]])], ids=["last", "given"])
+def test_double_heads(mc_token_ids):
+    ids = prompts().view(2, 2, 12)
+    inputs = {"input_ids": ids, "labels": ids, "mc_labels": torch.tensor([1, 0])}
+    if mc_token_ids is not None:
+        inputs["mc_token_ids"] = mc_token_ids
+    trio = models("GPT2DoubleHeadsModel", summary_activation="tanh")
+    compare(
+        trio, inputs, ["loss", "mc_loss", "logits", "mc_logits"], lambda o: o.loss + 2 * o.mc_loss
+    )
+
+
+@pytest.mark.parametrize("kind", ["last", "first", "mean"])
+def test_double_heads_summaries(kind):
+    """On (B, T): with choices transformers takes these over the choices and not over the tokens."""
+    trio = models("GPT2DoubleHeadsModel", summary_type=kind)
+    # Not the loss: softmax takes no notice of the bias, whose gradient would be rounding alone.
+    compare(trio, {"input_ids": prompts()}, ["mc_logits"], lambda o: o.mc_logits.square().sum())
+
+
+def test_double_heads_generate():
+    ours, theirs, _ = models("GPT2DoubleHeadsModel")
+    options = {"max_new_tokens": 8, "pad_token_id": PAD, "attention_mask": torch.ones_like(prompts())}
+    assert ours.generate(prompts(), **options).equal(theirs.eval().generate(prompts(), **options))

@@ -224,7 +224,9 @@ def _check_fit(path: Path, tensors: dict[str, Tensor], model) -> list[str]:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise CheckpointError(f"{path}: does not fit the config: {'; '.join(wrong[:5])}{more}")
     if heads:
-        warnings.warn(f"{path}: has no {', '.join(heads)}: initialised, to be trained", stacklevel=4)
+        warnings.warn(
+            f"{path}: has no {', '.join(heads)}: initialised, to be trained", stacklevel=4
+        )
     for name in others:
         del tensors[name]
     if set(others) - {HEAD}:

@@ -173,7 +173,9 @@ def test_padding_token_marks_padding(models):
     assert not (ids[mask.bool()] == 60).any(), "60 must occur as padding only"
     options = {"max_new_tokens": 15, "pad_token_id": 60}
     assert ours.generate(ids, **options).equal(ours.generate(ids, attention_mask=mask, **options))
-    assert not ours.generate(ids, **options).equal(ours.generate(ids, attention_mask=mask * 0 + 1, **options))
+    assert not ours.generate(ids, **options).equal(
+        ours.generate(ids, attention_mask=mask * 0 + 1, **options)
+    )
 
 
 def test_finished_rows_are_padded(models):

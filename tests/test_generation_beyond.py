@@ -69,7 +69,9 @@ def test_a_list_has_no_padding_and_a_row_ends_with_its_end(ours):
 def test_no_padding_is_computed(ours, monkeypatch):
     rows_read = []
     mlp = ours.transformer.h[0].mlp
-    handle = mlp.register_forward_pre_hook(lambda _, x: rows_read.append(x[0].flatten(0, -2).shape[0]))
+    handle = mlp.register_forward_pre_hook(
+        lambda _, x: rows_read.append(x[0].flatten(0, -2).shape[0])
+    )
     batch = [torch.tensor([1] * n) for n in (1, 4, 12)]
     ours.generate(batch, max_new_tokens=2, eos_token_id=-1)
     handle.remove()
@@ -82,7 +84,9 @@ def test_generators_and_seeds(ours):
     generators = [torch.Generator().manual_seed(s) for s in (1, 2, 3, 4)]
     assert ours.generate(prompts(2), generator=generators, **options).equal(seeded)
     one = ours.generate(prompts(2), seed=3, **options)
-    assert ours.generate(prompts(2), generator=torch.Generator().manual_seed(3), **options).equal(one)
+    assert ours.generate(prompts(2), generator=torch.Generator().manual_seed(3), **options).equal(
+        one
+    )
     with pytest.raises(ValueError, match="got 3, accepted is one, or one for each of the 4 rows"):
         ours.generate(prompts(2), seed=[1, 2, 3], **options)
     with pytest.raises(ValueError, match="both seed and generator"):
@@ -110,7 +114,11 @@ def test_drafts_change_nothing_but_the_passes(ours, options, prompt):
         for parameter in assistant.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.02)
     plain = ours.generate(prompt, **options)
-    ways = {"prompt_lookup_num_tokens": 4}, {"assistant_model": assistant}, {"assistant_model": ours}
+    ways = (
+        {"prompt_lookup_num_tokens": 4},
+        {"assistant_model": assistant},
+        {"assistant_model": ours},
+    )
     for way in ways:
         calls = []
         handle = ours.register_forward_hook(lambda *_: calls.append(1))
@@ -196,7 +204,9 @@ def test_a_cache_of_the_first_tokens_is_taken_up(ours):
         ours(ids[:, :7], past_key_values=cache)
     assert ours.generate(ids, past_key_values=cache, max_new_tokens=20).equal(plain)
     output = ours.generate(ids, max_new_tokens=5, return_dict_in_generate=True, eos_token_id=-1)
-    more = ours.generate(output.sequences, past_key_values=output.past_key_values, max_new_tokens=15)
+    more = ours.generate(
+        output.sequences, past_key_values=output.past_key_values, max_new_tokens=15
+    )
     assert more.equal(plain) or END in plain[0]
     full = KVCache.for_model(ours, 1, 48)
     with torch.no_grad():

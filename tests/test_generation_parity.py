@@ -171,7 +171,9 @@ def test_hidden_states_and_attentions_of_every_step():
     settings = {"max_new_tokens": 5, "return_dict_in_generate": True, "pad_token_id": 60}
     settings |= {"output_hidden_states": True, "output_attentions": True, "min_new_tokens": 5}
     ones = torch.ones_like(prompts())
-    one, other = (model.generate(prompts(), attention_mask=ones, **settings) for model in (ours, theirs))
+    one, other = (
+        model.generate(prompts(), attention_mask=ones, **settings) for model in (ours, theirs)
+    )
     for name in ("hidden_states", "attentions"):
         for step, expected in zip(getattr(one, name), getattr(other, name), strict=True):
             for tensor, their_tensor in zip(step, expected, strict=True):

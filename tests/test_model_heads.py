@@ -98,12 +98,17 @@ def test_token_classification_drops_in_training():
 
 
 def test_question_answering():
-    places = {"start_positions": torch.tensor([0, 3, 11, 99]), "end_positions": torch.tensor([2, 4, 11, 5])}
+    places = {
+        "start_positions": torch.tensor([0, 3, 11, 99]),
+        "end_positions": torch.tensor([2, 4, 11, 5]),
+    }
     trio = models("GPT2ForQuestionAnswering")
     compare(trio, {"input_ids": prompts(), **places}, ["start_logits", "end_logits", "loss"])
 
 
-@pytest.mark.parametrize("mc_token_ids", [None, torch.tensor([[3, 11], [0, 7]])], ids=["last", "given"])
+@pytest.mark.parametrize(
+    "mc_token_ids", [None, torch.tensor([[3, 11], [0, 7]])], ids=["last", "given"]
+)
 def test_double_heads(mc_token_ids):
     ids = prompts().view(2, 2, 12)
     inputs = {"input_ids": ids, "labels": ids, "mc_labels": torch.tensor([1, 0])}
@@ -125,5 +130,9 @@ def test_double_heads_summaries(kind):
 
 def test_double_heads_generate():
     ours, theirs, _ = models("GPT2DoubleHeadsModel")
-    options = {"max_new_tokens": 8, "pad_token_id": PAD, "attention_mask": torch.ones_like(prompts())}
+    options = {
+        "max_new_tokens": 8,
+        "pad_token_id": PAD,
+        "attention_mask": torch.ones_like(prompts()),
+    }
     assert ours.generate(prompts(), **options).equal(theirs.eval().generate(prompts(), **options))

@@ -101,7 +101,9 @@ def test_a_step_at_a_time_in_pieces(mask):
         start = 0 if mask is None else 12 - length
         alone = torch.cat([prompts(), more], 1)[row : row + 1, start:]
         ours_alone, expected = ours(alone).logits[:, -2:], truth(alone).logits[:, -2:]
-        assert_as_accurate_as_torch(output.logits[row : row + 1], ours_alone, expected, f"row {row}")
+        assert_as_accurate_as_torch(
+            output.logits[row : row + 1], ours_alone, expected, f"row {row}"
+        )
 
 
 def test_ragged_pieces_on_a_filled_cache():
@@ -222,7 +224,11 @@ def test_gradient_checkpointing_gives_the_same_gradients(p):
     model = pair(resid_pdrop=p, embd_pdrop=p, attn_pdrop=p)[0].train()
     grads = []
     for checkpointing in (False, True):
-        (model.gradient_checkpointing_enable if checkpointing else model.gradient_checkpointing_disable)()
+        (
+            model.gradient_checkpointing_enable
+            if checkpointing
+            else model.gradient_checkpointing_disable
+        )()
         assert model.is_gradient_checkpointing is checkpointing
         model.zero_grad()
         torch.manual_seed(3)

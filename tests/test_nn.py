@@ -26,7 +26,11 @@ def grads(model, **inputs):
     return output, {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
-MASKS = {"no padding": None, "left": left_mask(12, 5, 1, 9), "right": left_mask(12, 5, 1, 9).flip(1)}
+MASKS = {
+    "no padding": None,
+    "left": left_mask(12, 5, 1, 9),
+    "right": left_mask(12, 5, 1, 9).flip(1),
+}
 
 
 @pytest.mark.parametrize("padding", MASKS)
@@ -75,7 +79,12 @@ def test_it_is_our_kernels_that_run(theirs, monkeypatch):
         )
     accelerate(theirs)
     theirs(prompts(), labels=prompts())
-    assert [called.count(n) for n in ("layer_norm", "gelu", "attention", "cross_entropy")] == [5, 2, 2, 1]
+    assert [called.count(n) for n in ("layer_norm", "gelu", "attention", "cross_entropy")] == [
+        5,
+        2,
+        2,
+        1,
+    ]
 
 
 @pytest.mark.parametrize("padding", ["no padding", "left"])
@@ -102,7 +111,12 @@ def test_attn_implementation_by_name(tmp_path, theirs):
 
 def test_another_family_with_windows_and_grouped_heads():
     torch.manual_seed(0)
-    settings = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48}
+    settings = {
+        "vocab_size": 61,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "intermediate_size": 48,
+    }
     settings |= {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 5}
     model = transformers.MistralForCausalLM(transformers.MistralConfig(**settings)).eval()
     before = model(prompts()).logits

@@ -4,6 +4,7 @@ from .cache import KVCache
 from .config import GenerationConfig
 from .generate import GenerationMixin, generate
 from .output import GenerateOutput
+from .safety import WordFilter
 from .streamers import TextIteratorStreamer, TextStreamer
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "KVCache",
     "TextIteratorStreamer",
     "TextStreamer",
+    "WordFilter",
     "generate",
 ]

@@ -79,7 +79,9 @@ class BeamSearch:
         self.improvable = done.new_ones(self.prompts, 1)
 
     def run(self, decoder: Decoder, record: Record) -> None:
-        logits = decoder.start(self.rows.select(torch.arange(self.prompts, device=self.every.device) * self.beams))
+        logits = decoder.start(
+            self.rows.select(torch.arange(self.prompts, device=self.every.device) * self.beams)
+        )
         logits = logits.repeat_interleave(self.beams, 0)
         decoder.select(self.every)
         while self.step(logits[:, -1].float(), record, decoder):
@@ -161,7 +163,10 @@ class BeamSearch:
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
         """(sequences, scores, beam_indices) of num_return_sequences a prompt, best first."""
         count = self.config.num_return_sequences
-        best = [t[:, :count].flatten(0, 1) for t in (self.finished.ids, self.finished.scores, self.finished.paths)]
+        best = [
+            t[:, :count].flatten(0, 1)
+            for t in (self.finished.ids, self.finished.scores, self.finished.paths)
+        ]
         ids, scores, paths = best
         made = int((paths >= 0).sum(1).max())
         return ids[:, : self.rows.width + made], scores, paths[:, :made]

@@ -1,5 +1,6 @@
 """`fastlm generate`."""
 
+import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from ..models import GPT2LMHeadModel
 from ..text import read_text
 from ..tokenizer import GPT2Tokenizer
 from ..training.checkpoint import newest
+from .safety import WordFilter, default_words
 from .streamers import TextStreamer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -47,6 +49,14 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=1.0,
         help="draw from the likeliest tokens that hold this probability (%(default)s)",
     )
+    parser.add_argument(
+        "--safe",
+        action="store_true",
+        help="keep the words of better-profanity's list out (pip install fastlm[safety])",
+    )
+    parser.add_argument(
+        "--block-words", metavar="FILE", help="keep the words of a file out, one a line"
+    )
     parser.add_argument("--seed", type=int, help="repeatable draws")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(%(default)s)")
     parser.add_argument("--device", default="cpu", help="(%(default)s)")
@@ -63,6 +73,7 @@ def run(args: Namespace) -> int:
     sampling = {"do_sample": args.temperature > 0}
     if args.temperature > 0:
         sampling |= {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
+    word_filter = _word_filter(args, tokenizer)
     for number in range(args.num_samples):
         if args.num_samples > 1:
             print(f"--- {number + 1}")
@@ -71,10 +82,20 @@ def run(args: Namespace) -> int:
             input_ids,
             max_new_tokens=args.max_new_tokens,
             seed=seed,
+            word_filter=word_filter,
             **sampling,
             streamer=TextStreamer(tokenizer, skip_special_tokens=True),
         )
+    if word_filter is not None:
+        print(word_filter, file=sys.stderr)
     return 0
+
+
+def _word_filter(args: Namespace, tokenizer: GPT2Tokenizer) -> WordFilter | None:
+    words = default_words() if args.safe else []
+    if args.block_words is not None:
+        words += read_text(Path(args.block_words)).splitlines()
+    return WordFilter(tokenizer, words) if words else None
 
 
 def _prompt(text: str) -> str:

@@ -132,7 +132,9 @@ class GenerationConfig:
         require("repetition_penalty", self.repetition_penalty > 0, "> 0")
         in_vocabulary = self.pad_token_id is None or 0 <= self.pad_token_id < vocab_size
         require("pad_token_id", in_vocabulary, f"0 to {vocab_size - 1}")
-        require("early_stopping", self.early_stopping in (True, False, "never"), "a bool or 'never'")
+        require(
+            "early_stopping", self.early_stopping in (True, False, "never"), "a bool or 'never'"
+        )
         require("context", self.context in ("error", "slide"), "'error' or 'slide'")
         require(
             "num_return_sequences",
@@ -141,8 +143,12 @@ class GenerationConfig:
             "the same",
         )
         if self.num_beams > 1:
-            require("num_return_sequences", self.num_return_sequences <= self.num_beams, "<= num_beams")
-            require("prompt_lookup_num_tokens", not self.prompt_lookup_num_tokens, "None with beams")
+            require(
+                "num_return_sequences", self.num_return_sequences <= self.num_beams, "<= num_beams"
+            )
+            require(
+                "prompt_lookup_num_tokens", not self.prompt_lookup_num_tokens, "None with beams"
+            )
 
 
 def asdict_shallow(config: GenerationConfig) -> dict[str, Any]:

@@ -140,21 +140,25 @@ class Loop:
 
     def _choose(self, rows: Rows, logits: Tensor, record: Record) -> Tensor:
         scores = self.process(rows, logits)
-        while True:
-            if self.config.do_sample:
-                token = self.drawer.draw(scores).squeeze(1)
-            else:
-                token = scores.argmax(-1)
-            if self.word_filter is None:
-                break
-            # Drawing again without what is forbidden is drawing from what is allowed.
+        token = self._pick(scores)
+        while self.word_filter is not None:
             banned = self.word_filter.forbids(rows, token)
             if not bool(banned.any()):
                 break
-            scores = scores.clone()
-            scores[banned, token[banned]] = -torch.inf
+            # As if the model had said that it cannot be: top_k and the like see the others.
+            logits = logits.clone()
+            logits[banned, token[banned]] = -torch.inf
+            scores = self.process(rows, logits)
+            if bool((scores.amax(-1) == -torch.inf).any()):
+                raise ValueError("generate: word_filter: got one that leaves a row no token at all")
+            token = self._pick(scores)
         record.add(logits, scores)
         return token
+
+    def _pick(self, scores: Tensor) -> Tensor:
+        if self.config.do_sample:
+            return self.drawer.draw(scores).squeeze(1)
+        return scores.argmax(-1)
 
     def _tell(self, ids: Tensor) -> None:
         if self.streamer is not None:
@@ -214,4 +218,6 @@ def _repeated(rows: Rows, repeats: int) -> Tensor:
 def _unpadded(sequences: Tensor, rows: Rows, new: Tensor) -> list[Tensor]:
     """Each row's prompt and the tokens it made."""
     ends = (rows.width + new).tolist()
-    return [ids[:end][real[:end]] for ids, real, end in zip(sequences, rows.real, ends, strict=True)]
+    return [
+        ids[:end][real[:end]] for ids, real, end in zip(sequences, rows.real, ends, strict=True)
+    ]

@@ -26,7 +26,9 @@ def stop_rule(
         criteria.append(_out_of_time(config.max_time))
     if config.stop_strings is not None:
         strings = config.stop_strings
-        criteria.append(_stop_strings([strings] if isinstance(strings, str) else strings, tokenizer))
+        criteria.append(
+            _stop_strings([strings] if isinstance(strings, str) else strings, tokenizer)
+        )
     for each in custom or ():
         criteria.append(_of_input_ids(each))
 

@@ -256,6 +256,4 @@ class GPT2DoubleHeadsModel(_HeadedModel, GenerationMixin):
             targets = left_out_at_padding(shifted(labels.flatten(0, -2)), rest[0])
             loss = causal_lm_loss(self.lm_head, hidden, targets)
         logits = self.lm_head(states) if loss is None else DeferredLogits(self.lm_head, states)
-        return self._finish(
-            DoubleHeadsOutput(loss, mc_loss, logits, mc_logits), trunk, return_dict
-        )
+        return self._finish(DoubleHeadsOutput(loss, mc_loss, logits, mc_logits), trunk, return_dict)

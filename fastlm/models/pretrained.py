@@ -161,9 +161,7 @@ class PreTrainedModel(nn.Module):
     def is_gradient_checkpointing(self) -> bool:
         return self.base_model.gradient_checkpointing
 
-    def num_parameters(
-        self, only_trainable: bool = False, exclude_embeddings: bool = False
-    ) -> int:
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """Numbers to learn; a tied head counts once."""
         left_out = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
         return sum(

@@ -32,7 +32,7 @@ class Source:
 
         folder = self.subfolder or None
         try:
-            return Path(hf_hub_download(self.name, name, subfolder=folder, **self.options))
+            return Path(hf_hub_download(str(self.name), name, subfolder=folder, **self.options))
         except EntryNotFoundError as error:  # also: no network, and not fetched before
             self.trouble = _first_line(error)
         except HfHubHTTPError as error:

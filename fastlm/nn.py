@@ -5,6 +5,7 @@ transformers is imported when a function here that needs it is called, and never
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +101,7 @@ def accelerate(model: nn.Module) -> Acceleration:
         _swap_attention(model, done)
     loss = getattr(model, "loss_function", None)
     if getattr(loss, "__name__", None) == "ForCausalLMLoss" and "_loss_function" not in vars(model):
-        model.loss_function = causal_lm_loss
+        model.loss_function = causal_lm_loss  # type: ignore[assignment]
         done.add("loss_function", "ForCausalLMLoss", "ops.cross_entropy", _Unset(model))
     return done
 
@@ -122,7 +123,7 @@ class _Unset:
         vars(self.model).pop("_loss_function", None)
 
 
-def _swap_attention(model, done: Acceleration) -> None:
+def _swap_attention(model: Any, done: Acceleration) -> None:
     before = model.config._attn_implementation
     if before == ATTENTION or getattr(model.config, "reorder_and_upcast_attn", False):
         return  # that option exists on the eager attention only
@@ -193,7 +194,7 @@ def attention_interface(
             enable_gqa=query.shape[1] != key.shape[1],
         )  # fmt: skip
         return y.transpose(1, 2), None
-    options = {
+    options: dict[str, Any] = {
         "causal": getattr(module, "is_causal", True) if is_causal is None else is_causal,
         "softmax_scale": scaling,
         "dropout_p": dropout,

@@ -120,12 +120,7 @@ def test_drafts_change_nothing_but_the_passes(ours, options, prompt):
         {"assistant_model": ours},
     )
     for way in ways:
-        calls = []
-        handle = ours.register_forward_hook(lambda *_: calls.append(1))
-        drafted = ours.generate(prompt, **options, **way)
-        handle.remove()
-        assert drafted.equal(plain), way
-    del calls
+        assert ours.generate(prompt, **options, **way).equal(plain), way
 
 
 def test_a_perfect_assistant_saves_passes(ours):
@@ -211,7 +206,7 @@ def test_a_cache_of_the_first_tokens_is_taken_up(ours):
     full = KVCache.for_model(ours, 1, 48)
     with torch.no_grad():
         ours(ids, past_key_values=full)
-    with pytest.raises(ValueError, match="past_key_values.*at least one token more"):
+    with pytest.raises(ValueError, match=r"past_key_values.*at least one token more"):
         ours.generate(ids, past_key_values=full)
 
 

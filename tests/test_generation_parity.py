@@ -1,15 +1,15 @@
-"""The same tokens as transformers' generate, from the same weights, in every way of choosing them."""
+"""The same tokens as transformers give, from the same weights, in every way of choosing them."""
 
 import pytest
 import torch
-from gpt2_pair import DEEPER, END, SHAPE, left_mask, pair, prompts
+from gpt2_pair import DEEPER, END, left_mask, pair, prompts
+from transformers import (
+    GenerationConfig as TheirConfig,
+)
 from transformers import (
     LogitsProcessorList,
     StoppingCriteriaList,
     TemperatureLogitsWarper,
-)
-from transformers import (
-    GenerationConfig as TheirConfig,
 )
 
 from fastlm.generation import GenerationConfig

@@ -159,7 +159,7 @@ def test_backward_through_a_cache_is_refused_and_its_first_tokens_are_not():
     first = ours(prompts(), past_key_values=cache)
     first.logits.sum().backward()
     second = ours(prompts(4, 2), past_key_values=cache)
-    with pytest.raises(RuntimeError, match="past_key_values.*no|backward through a filled cache"):
+    with pytest.raises(RuntimeError, match="backward through a filled cache"):
         second.logits.sum().backward()
 
 

@@ -5,17 +5,15 @@ enough that num_beams stay open even if every end token is among them; those tha
 the finished places by their summed log-probability over length ** length_penalty.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from .config import GenerationConfig
 from .decoder import Decoder
-from .output import Record
+from .output import Found, Record
 from .rows import Rows
-from .sampling import Drawer
+from .rules import Rules
 
 NEVER = -1e9  # below every score of a sequence
 
@@ -47,49 +45,39 @@ class Beams:
 
 
 class BeamSearch:
-    """rows: one for each prompt. process, stop, forbid: as in `generate`."""
+    """rows: one for each prompt; ends: how many tokens end a row."""
 
-    def __init__(
-        self,
-        rows: Rows,
-        config: GenerationConfig,
-        process: Callable,
-        stop: Callable,
-        drawer: Drawer,
-        ends: int,
-        word_filter=None,
-    ):
-        self.config, self.process, self.stop, self.drawer = config, process, stop, drawer
-        self.word_filter = word_filter
-        self.prompts, self.beams = rows.count, config.num_beams
+    def __init__(self, rows: Rows, rules: Rules, ends: int):
+        self.rules, self.config, self.beams = rules, rules.config, rules.config.num_beams
+        self.prompts, self.start = rows.count, rows
         self.candidates = max(2, 1 + ends) * self.beams
-        self.steps = int(rows.limits.max())
-        # Not given by the caller as one search: rows of a list have limits of their own.
-        every = torch.arange(rows.count, device=rows.ids.device).repeat_interleave(self.beams)
-        self.rows, self.every = rows.select(every), every
-        shape = (self.prompts, self.beams)
-        device = rows.ids.device
-        scores = torch.full(shape, NEVER, device=device)
-        paths = torch.full((*shape, self.steps), -1, dtype=torch.int64, device=device)
-        done = torch.zeros(shape, dtype=torch.bool, device=device)
-        ids = self.rows.ids.unflatten(0, shape)
-        self.finished = Beams(ids, scores, paths, done)
-        # Only the first beam counts at the start: the others are copies of it.
-        self.open = Beams(ids, scores.index_fill(1, every.new_zeros(1), 0.0), paths, done)
-        self.improvable = done.new_ones(self.prompts, 1)
-
-    def run(self, decoder: Decoder, record: Record) -> None:
-        logits = decoder.start(
-            self.rows.select(torch.arange(self.prompts, device=self.every.device) * self.beams)
+        self.rows = rows.select(rows.repeated(self.beams))
+        shape, device = (self.prompts, self.beams), rows.ids.device
+        steps = int(rows.limits.max())
+        self.finished = Beams(
+            self.rows.ids.unflatten(0, shape),
+            torch.full(shape, NEVER, device=device),
+            torch.full((*shape, steps), -1, dtype=torch.int64, device=device),
+            torch.zeros(shape, dtype=torch.bool, device=device),
         )
-        logits = logits.repeat_interleave(self.beams, 0)
-        decoder.select(self.every)
+        # Only the first beam counts at the start: the others are copies of it.
+        first = self.finished.scores.clone()
+        first[:, 0] = 0.0
+        self.open = replace(self.finished, scores=first)
+        self.improvable = torch.ones(self.prompts, 1, dtype=torch.bool, device=device)
+
+    def run(self, decoder: Decoder, record: Record) -> Found:
+        """The num_return_sequences best of each prompt, best first."""
+        every = self.start.repeated(self.beams)
+        logits = decoder.start(self.start)[every]
+        decoder.select(every)
         while self.step(logits[:, -1].float(), record, decoder):
             logits = decoder.step(self.rows)
+        return self._found()
 
     def step(self, logits: Tensor, record: Record, decoder: Decoder) -> bool:
         """One token more for every beam; False where nothing is left to be done."""
-        scores = self.process(self.rows, logits.log_softmax(-1))
+        scores = self.rules.process(self.rows, logits.log_softmax(-1))
         record.add(logits, scores)
         candidates, source = self._candidates(scores)
         going_on = candidates.scores + candidates.done * NEVER
@@ -113,7 +101,7 @@ class BeamSearch:
         total = total.flatten(1)
         while True:
             if self.config.do_sample:
-                index = self.drawer.draw(total, self.candidates)
+                index = self.rules.drawer.draw(total, self.candidates)
             else:
                 index = total.topk(self.candidates).indices
             beam, token = index // vocab, index % vocab
@@ -129,14 +117,14 @@ class BeamSearch:
         found.paths[:, :, made] = source
         rows = self.rows.select(source.flatten())
         rows.ids, rows.made = found.ids.flatten(0, 1), made + 1
-        found.done = self.stop(rows, scores).unflatten(0, source.shape)
+        found.done = self.rules.stop(rows, scores).unflatten(0, source.shape)
         return found, source
 
     def _banned(self, source: Tensor, token: Tensor) -> Tensor:
-        if self.word_filter is None:
+        if self.rules.word_filter is None:
             return torch.zeros_like(token, dtype=torch.bool)
         rows = self.rows.select(source.flatten())
-        return self.word_filter.forbids(rows, token.flatten()).unflatten(0, token.shape)
+        return self.rules.word_filter.forbids(rows, token.flatten()).unflatten(0, token.shape)
 
     def _finish(self, candidates: Beams) -> None:
         """Lets those of the first num_beams that ended compete for the finished places."""
@@ -160,13 +148,13 @@ class BeamSearch:
         worst = torch.where(self.finished.done, worst, NEVER)
         return (hope > worst).any(1, keepdim=True)
 
-    def result(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(sequences, scores, beam_indices) of num_return_sequences a prompt, best first."""
+    def _found(self) -> Found:
         count = self.config.num_return_sequences
-        best = [
-            t[:, :count].flatten(0, 1)
-            for t in (self.finished.ids, self.finished.scores, self.finished.paths)
-        ]
-        ids, scores, paths = best
-        made = int((paths >= 0).sum(1).max())
-        return ids[:, : self.rows.width + made], scores, paths[:, :made]
+        done = self.finished
+        ids, scores, paths = (
+            t[:, :count].flatten(0, 1) for t in (done.ids, done.scores, done.paths)
+        )
+        made = (paths >= 0).sum(1)
+        longest = int(made.max())
+        rows = self.start.select(self.start.repeated(count))
+        return Found(ids[:, : rows.width + longest], rows, made, scores, paths[:, :longest])

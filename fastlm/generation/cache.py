@@ -38,7 +38,8 @@ class KVCache:
     @classmethod
     def from_legacy_cache(cls, layers) -> "KVCache":
         """Of a tuple with a pair (keys, values) per layer, each (B, heads, tokens, head_dim)."""
-        keys, values = ([t.transpose(1, 2).contiguous() for t in ts] for ts in zip(*layers))
+        pairs = zip(*layers, strict=True)
+        keys, values = ([t.transpose(1, 2).contiguous() for t in each] for each in pairs)
         batch, length = keys[0].shape[:2]
         lengths = torch.full((batch,), length, dtype=torch.int32, device=keys[0].device)
         return cls(keys, values, lengths, length)

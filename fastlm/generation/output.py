@@ -6,6 +6,7 @@ from torch import Tensor
 
 from .cache import KVCache
 from .config import GenerationConfig
+from .rows import Rows
 
 
 @dataclass
@@ -30,6 +31,23 @@ class GenerateOutput:
         return getattr(self, name)
 
 
+@dataclass
+class Found:
+    """sequences (R, T) with what `rows` they are of, made (R,) new tokens; scores and beams'."""
+
+    sequences: Tensor | list[Tensor]
+    rows: Rows
+    made: Tensor
+    scores: Tensor | None = None
+    paths: Tensor | None = None
+
+    def unpadded(self) -> list[Tensor]:
+        """Each row's prompt and the tokens it made, (T,)."""
+        ends = (self.rows.width + self.made).tolist()
+        table = zip(self.sequences, self.rows.real, ends, strict=True)
+        return [ids[:end][real[:end]] for ids, real, end in table]
+
+
 class Record:
     """Keeps the scores and logits of each step, where they were asked for."""
 
@@ -44,17 +62,18 @@ class Record:
         if self.logits is not None:
             self.logits.append(logits.clone())
 
-    def output(self, sequences, decoder, **beams) -> GenerateOutput:
+    def output(self, found: Found, decoder) -> GenerateOutput:
         def of_steps(name: str):
             asked = decoder.shown[f"output_{name}"]
             return tuple(getattr(output, name) for output in decoder.seen) if asked else None
 
         return GenerateOutput(
-            sequences,
+            found.sequences,
             None if self.scores is None else tuple(self.scores),
             None if self.logits is None else tuple(self.logits),
             of_steps("attentions"),
             of_steps("hidden_states"),
             decoder.cache,
-            **beams,
+            None if self.scores is None else found.scores,
+            found.paths,
         )

@@ -42,6 +42,10 @@ class Rows:
         """The real tokens of one row, (n,)."""
         return self.history[row][self.real[row, : self.length]]
 
+    def repeated(self, times: int) -> Tensor:
+        """(R * times,): the number of each row, so many times, for `select`."""
+        return torch.arange(self.count, device=self.ids.device).repeat_interleave(times)
+
     def append(self, tokens: Tensor) -> None:
         self.ids[:, self.length] = tokens
         self.made += 1

@@ -71,7 +71,7 @@ class WordFilter:
         decode = self.tokenizer.decode
         old, text = (decode(ids, skip_special_tokens=True) for ids in (before, [*before, token]))
         # Not len(old): bytes of a character may be decoded otherwise once it is whole.
-        new = len(os.path.commonprefix([old, text]))
+        new = next((i for i, (a, b) in enumerate(zip(old, text)) if a != b), len(old))  # noqa: B905
         for pattern in self.patterns:
             match = pattern.search(text)
             while match is not None:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .config import GenerationConfig
+
 
 def filter_logits(
     logits: Tensor,
@@ -58,11 +60,15 @@ def _typical(logits: Tensor, mass: float, keep: int) -> Tensor:
 class Drawer:
     """Draws tokens, from torch's generator, from one of its own, or from one for each row.
 
-    seed: an int for one generator, a list for one per row. generator: the same as objects; not both
-    (ValueError). With one per row a row's draws do not depend on what else is in the batch.
+    config.seed: an int for one generator, a list for one per row. generator: the same as objects;
+    not both (ValueError). With one per row a row's draws do not depend on the rest of the batch.
+    prompts: their number; each is drawn for num_return_sequences times, but once with beams.
     """
 
-    def __init__(self, rows: int, device, seed=None, generator=None):
+    def __init__(self, prompts: int, config: GenerationConfig, device, generator=None):
+        seed, rows = config.seed, prompts
+        if config.num_beams == 1:
+            rows *= config.num_return_sequences
         if seed is not None and generator is not None:
             raise ValueError("generate: got both seed and generator, accepted is one of them")
         if isinstance(seed, list | tuple):

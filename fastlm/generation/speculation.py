@@ -13,8 +13,14 @@ from .decoder import Decoder
 from .rows import Rows
 
 
-def drafter(config: GenerationConfig, assistant, model):
+def drafter(config: GenerationConfig, assistant, model, prompts: int):
     """A function of (rows, most) to drafts (1, n <= most), or None where nothing is asked for."""
+    count = prompts * config.num_return_sequences
+    if (assistant is not None or config.prompt_lookup_num_tokens) and count > 1:
+        raise ValueError(
+            f"generate: assistant_model or prompt_lookup_num_tokens: got {count} rows, accepted is "
+            "one"
+        )
     if assistant is not None:
         if assistant.config.vocab_size != model.config.vocab_size:
             raise ValueError(
@@ -55,28 +61,24 @@ class Assistant:
 
     def __init__(self, model, config: GenerationConfig):
         self.model, self.count = model.eval(), config.num_assistant_tokens
-        self.config = GenerationConfig()
-        self.decoder: Decoder | None = None
+        self.decoder = Decoder(model, GenerationConfig())
 
     def draft(self, rows: Rows, most: int) -> Tensor:
         tokens = rows.tokens(0)
-        room = self.model.config.n_positions - len(tokens)
-        count = min(self.count, most, room)
+        count = min(self.count, most, self.model.config.n_positions - len(tokens))
         if count < 1:
             return tokens[None, :0]
-        if self.decoder is None:
-            self.decoder = Decoder(self.model, self.config)
+        if self.decoder.cache is None:
             logits = self.decoder.start(rows)
         else:
             # What it drafted and the model refused is forgotten; the newest token it never saw.
             self.decoder.forget_drafts(rows)
-            logits = self._catch_up(tokens)
+            logits = self._read(tokens[None, self.decoder.cache.longest :])
         drafts = logits[:, -1].argmax(-1)[:, None]
         while drafts.shape[1] < count:
-            logits = self.model(drafts[:, -1:], past_key_values=self.decoder.cache).logits
+            logits = self._read(drafts[:, -1:])
             drafts = torch.cat([drafts, logits[:, -1].argmax(-1)[:, None]], 1)
         return drafts
 
-    def _catch_up(self, tokens: Tensor) -> Tensor:
-        cache = self.decoder.cache  # type: ignore[union-attr]
-        return self.model(tokens[None, cache.longest :], past_key_values=cache).logits
+    def _read(self, ids: Tensor) -> Tensor:
+        return self.model(ids, past_key_values=self.decoder.cache).logits

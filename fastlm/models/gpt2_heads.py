@@ -168,7 +168,7 @@ class GPT2ForQuestionAnswering(_HeadedModel):
         loss = None
         if start_positions is not None and end_positions is not None:
             pairs = (start, start_positions), (end, end_positions)
-            loss = sum(self._loss(logits, target) for logits, target in pairs) / 2
+            loss = torch.stack([self._loss(*pair) for pair in pairs]).mean()
         return self._finish(QuestionAnsweringOutput(loss, start, end), trunk, return_dict)
 
     def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -238,7 +238,7 @@ class GPT2DoubleHeadsModel(_HeadedModel, GenerationMixin):
         mc_token_ids: (B, choices), the token whose state is scored; None is the last.
         labels: like input_ids, shifted inside. mc_labels: (B,), the right choice.
         """
-        leading = (input_ids if inputs_embeds is None else inputs_embeds[..., 0]).shape[:-1]
+        leading = _shape(input_ids, inputs_embeds)[:-1]
         flat = [
             None if t is None else t.flatten(0, len(leading) - 1)
             for t in (attention_mask, token_type_ids, position_ids, inputs_embeds, input_ids)
@@ -257,3 +257,10 @@ class GPT2DoubleHeadsModel(_HeadedModel, GenerationMixin):
             loss = causal_lm_loss(self.lm_head, hidden, targets)
         logits = self.lm_head(states) if loss is None else DeferredLogits(self.lm_head, states)
         return self._finish(DoubleHeadsOutput(loss, mc_loss, logits, mc_logits), trunk, return_dict)
+
+
+def _shape(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> torch.Size:
+    """(B, choices, T), of whichever there is."""
+    if input_ids is None and inputs_embeds is None:
+        raise ValueError("GPT2DoubleHeadsModel: got neither input_ids nor inputs_embeds")
+    return inputs_embeds.shape[:-1] if input_ids is None else input_ids.shape  # type: ignore[union-attr]

@@ -4,6 +4,8 @@ A residual stream is carried as a pair (x, residual): `x` is the last sublayer's
 added. The next norm does dropout(x) + residual and the normalisation in one pass over memory.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -79,7 +81,7 @@ class GPT2Attention(nn.Module):
         return self.c_proj(y.reshape(batch, length, width)), weights
 
     def _attend_to_itself(self, q, k, v, packing):
-        options = {"causal": True, "softmax_scale": self.softmax_scale}
+        options: dict[str, Any] = {"causal": True, "softmax_scale": self.softmax_scale}
         options["dropout_p"] = self.dropout if self.training else 0.0
         if packing is None:
             return ops.attention(q, k, v, **options)
@@ -88,7 +90,7 @@ class GPT2Attention(nn.Module):
         return ops.attention(q[0], k[0], v[0], **lengths, **longest, **options)[None]
 
     def _attend_to_cache(self, q, k, v, cache, packing):
-        options = {"causal": True, "softmax_scale": self.softmax_scale}
+        options: dict[str, Any] = {"causal": True, "softmax_scale": self.softmax_scale}
         if packing is None:
             past = cache.keys[self.layer], cache.values[self.layer]
             return ops.attention_with_kvcache(q, *past, k, v, cache.lengths, **options)

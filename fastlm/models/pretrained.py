@@ -1,6 +1,7 @@
 """What every model of this package has: loading, saving, embeddings, counting."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +91,7 @@ class PreTrainedModel(nn.Module):
         return next(self.parameters()).dtype
 
     @property
-    def base_model(self) -> nn.Module:
+    def base_model(self) -> Any:
         """The trunk, without a head."""
         return getattr(self, "transformer", self)
 
@@ -100,7 +101,7 @@ class PreTrainedModel(nn.Module):
     def set_input_embeddings(self, embeddings: nn.Embedding) -> None:
         self.base_model.wte = embeddings
 
-    def get_output_embeddings(self) -> nn.Module | None:
+    def get_output_embeddings(self) -> Any:
         return getattr(self, "lm_head", None)
 
     def set_output_embeddings(self, embeddings: nn.Module) -> None:

@@ -178,3 +178,25 @@ def test_hidden_states_and_attentions_of_every_step():
         for step, expected in zip(getattr(one, name), getattr(other, name), strict=True):
             for tensor, their_tensor in zip(step, expected, strict=True):
                 torch.testing.assert_close(tensor, their_tensor, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"temperature": 3.0}, {"top_p": 0.8}, {"min_p": 0.2}, {"typical_p": 0.7}],
+    ids=str,
+)
+def test_draws_are_distributed_as_transformers_says(models, options):
+    """Chi-squared of at most 4 degrees of freedom: a right sampler passes 34.4 once in 1.6 million.
+
+    The expected shares are softmax of transformers' scores after its own processors.
+    """
+    options = {"do_sample": True, "max_new_tokens": 1, "top_k": 5, "temperature": 5.0, **options}
+    prompt, ones = prompts(batch=1, seed=6), torch.ones(1, 12)
+    details = {"return_dict_in_generate": True, "output_scores": True, "pad_token_id": 60}
+    scores = models[1].generate(prompt, attention_mask=ones, **details, **options).scores[0]
+    expected = 4000 * scores.softmax(-1)[0]
+    drawn = models[0].generate(prompt, num_return_sequences=4000, seed=2, **options)[:, -1]
+    counts = torch.bincount(drawn, minlength=61)
+    possible = expected > 0
+    assert possible.sum() > 1 and counts[~possible].sum() == 0
+    assert ((counts - expected)[possible] ** 2 / expected[possible]).sum() < 34.4

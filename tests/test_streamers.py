@@ -1,11 +1,14 @@
 """Text written while it is generated."""
 
 import io
+from queue import Empty
+from threading import Thread
 
 import pytest
 import torch
 
-from fastlm.generation import TextStreamer
+from fastlm.generation import TextIteratorStreamer, TextStreamer
+from fastlm.models import GPT2Config, GPT2LMHeadModel
 from fastlm.tokenizer import GPT2Tokenizer
 
 
@@ -33,3 +36,23 @@ def test_text_streamer_can_skip_the_prompt():
     assert written.getvalue() == " brown\n"
     with pytest.raises(ValueError, match="batch of 2"):
         streamer.put(torch.ones(2, 3))
+
+
+def test_text_iterator_streamer_hands_text_to_another_thread():
+    tokenizer = GPT2Tokenizer()
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=64))
+    prompt = tokenizer.encode("naïve 🙂", return_tensors="pt")
+    options = {"max_new_tokens": 12, "do_sample": True, "seed": 1}
+    expected = model.generate(prompt, **options)[0]
+    for skip_prompt, start in ((False, 0), (True, prompt.shape[1])):
+        streamer = TextIteratorStreamer(tokenizer, skip_prompt, timeout=60)
+        thread = Thread(
+            target=model.generate, args=[prompt], kwargs={**options, "streamer": streamer}
+        )
+        thread.start()
+        pieces = list(streamer)
+        thread.join()
+        assert len(pieces) > 3 and "".join(pieces) == tokenizer.decode(expected[start:])
+    with pytest.raises(Empty):
+        next(iter(TextIteratorStreamer(tokenizer, timeout=0.01)))

@@ -8,6 +8,7 @@ from torch import Tensor
 from .cache import KVCache
 from .config import GenerationConfig
 from .rows import Rows, left_padded
+from .steps import Steps
 
 
 class Decoder:
@@ -23,6 +24,7 @@ class Decoder:
         self.model, self.cache, self.use_cache = model, cache, config.use_cache
         self.limit = model.config.n_positions
         self.starts: list[int] = []  # of each row, the first token of its window
+        self.steps: Steps | None = None
         self.seen: list[Any] = []  # the outputs whose states or attentions were asked for
         self.shown = {
             name: getattr(config, name) or None
@@ -50,7 +52,11 @@ class Decoder:
             tokens = torch.cat([tokens, drafts], 1)
         if self.cache is None or self.cache.longest + tokens.shape[1] > self.limit:
             return self._read_windows(rows)
-        return self._run(self.model, tokens, self.cache).logits
+        if tokens.shape[1] > 1 or any(self.shown.values()):
+            return self._run(self.model, tokens, self.cache).logits
+        if self.steps is None or not self.steps.fits(self.cache):
+            self.steps = Steps(self.model, self.cache)
+        return self.steps.logits(tokens)
 
     def drafts_fit(self) -> int:
         """How many drafts `step` can take beside the newest token."""

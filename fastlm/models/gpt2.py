@@ -16,7 +16,7 @@ from .. import ops
 from ..generation import GenerationConfig, GenerationMixin
 from ..generation.cache import KVCache
 from .gpt2_config import GPT2Config
-from .gpt2_layers import GPT2Block, ResidualLayerNorm
+from .gpt2_layers import GPT2Block, Linear, ResidualLayerNorm
 from .inputs import (
     check_cache,
     check_labels,
@@ -108,7 +108,7 @@ class GPT2Model(GPT2PreTrainedModel):
         if cache is not None:
             cache.make_room(length)
         attend = _asked(output_attentions, config.output_attentions)
-        x, entered, weights = self._run(x, cache, packing, attend)
+        x, entered, weights = self.run_layers(x, cache, packing, attend)
         if cache is not None:
             cache.advance(length, packing)
         if packing is not None:
@@ -135,8 +135,10 @@ class GPT2Model(GPT2PreTrainedModel):
         capacity = min(length + SPARE_SLOTS, self.config.n_positions)
         return KVCache.for_model(self, batch, capacity)
 
-    def _run(self, x, cache, packing, output_attentions):
-        """(normalised states, what entered each layer, each layer's attention weights)."""
+    def run_layers(self, x, cache=None, packing=None, output_attentions=False):
+        """(normalised states, what entered each layer, each layer's attention weights) of embedded
+        tokens (B, T, n_embd), or packed ones (1, N, n_embd).
+        """
         residual, entered, weights = None, [], []
         for block in self.h:
             arguments = x, residual, cache, packing, output_attentions
@@ -160,7 +162,7 @@ class GPT2LMHeadModel(GPT2PreTrainedModel, GenerationMixin):
     def __init__(self, config: GPT2Config):
         super().__init__(config)
         self.transformer = GPT2Model(config)
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
         self.generation_config = GenerationConfig.of_model(config)
         self.init_weights()
         self.tie_weights()
@@ -239,12 +241,12 @@ def causal_lm_loss(
 ) -> Tensor:
     """Cross-entropy of head(hidden) at targets: mean, or sum / num_items_in_batch.
 
-    hidden (B, T, C), targets (B, T); -100 is left out. A plain nn.Linear is not applied: the loss
+    hidden (B, T, C), targets (B, T); -100 is left out. A plain Linear is not applied: the loss
     is taken without the logits in memory.
     """
     reduction = "mean" if num_items_in_batch is None else "sum"
     hidden, targets = hidden.flatten(0, 1), targets.flatten()
-    if type(head) is nn.Linear:
+    if type(head) is Linear:
         loss = ops.linear_cross_entropy(
             hidden, head.weight, targets, linear_bias=head.bias, reduction=reduction
         )

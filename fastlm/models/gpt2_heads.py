@@ -14,6 +14,7 @@ from .gpt2 import (
     shifted,
 )
 from .gpt2_config import GPT2Config
+from .gpt2_layers import Linear
 from .outputs import (
     ClassifierOutput,
     DeferredLogits,
@@ -212,7 +213,7 @@ class GPT2DoubleHeadsModel(_HeadedModel, GenerationMixin):
 
     def __init__(self, config: GPT2Config):
         super().__init__(config)
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
         self.multiple_choice_head = SequenceSummary(config)
         self.generation_config = GenerationConfig.of_model(config)
         self.init_weights()

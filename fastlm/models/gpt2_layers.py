@@ -15,6 +15,13 @@ from .gpt2_config import GELUS, GPT2Config
 from .packing import Packing
 
 
+class Linear(nn.Linear):
+    """torch's, on the kernel for few rows where that applies."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return ops.linear(input, self.weight, self.bias)
+
+
 class Conv1D(nn.Module):
     """y = x @ weight + bias, with weight stored (in, out) as in every GPT-2 checkpoint."""
 
@@ -24,8 +31,7 @@ class Conv1D(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight)
-        return flat.view(*x.shape[:-1], self.weight.shape[1])
+        return ops.linear(x, self.weight.t(), self.bias)
 
 
 class ResidualLayerNorm(nn.Module):
@@ -133,7 +139,7 @@ class GPT2MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # The bias of c_fc is added by the GELU, which reads the whole tensor anyway.
-        hidden = x @ self.c_fc.weight
+        hidden = ops.linear(x, self.c_fc.weight.t())
         bias = self.c_fc.bias.to(hidden.dtype)  # under autocast hidden is bfloat16
         return self.c_proj(ops.gelu(hidden, self.approximate, bias=bias))
 

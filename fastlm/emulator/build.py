@@ -97,8 +97,9 @@ def build(source, traced):
     `traced` compiles the calls in that counters and detectors need. Raises CompilerError.
     """
     runtime = RUNTIME
-    # Under tracing nearly all time goes to the detectors: -O0 compiles four times as fast.
-    flags = (*_FLAGS, "-O0" if traced else "-O1", "-w", f"-DEMULATOR_TRACED={int(traced)}")
+    # Under tracing nearly all time goes to the detectors: -O0 compiles four times as fast. Else
+    # -Og: it compiles in less than half of -O1's time, and kernels run a third longer.
+    flags = (*_FLAGS, "-O0" if traced else "-Og", "-w", f"-DEMULATOR_TRACED={int(traced)}")
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         kernels = pool.submit(_compile, "kernels", source, flags, runtime)
         files = sorted(runtime.glob("*.cpp"))

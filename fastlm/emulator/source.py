@@ -77,7 +77,7 @@ def _run_nvcc(command, path):
 
 
 def compile_triton(kernel, signature, constexprs=None, attrs=None, arch=90, num_warps=4,
-                   num_stages=2):  # fmt: skip
+                   num_stages=2, enable_fp_fusion=True):  # fmt: skip
     """A triton CompiledKernel for compute capability `arch`, made without a GPU.
 
     signature: {argument: type} of the run-time arguments, for instance {"x_ptr": "*bf16"}
@@ -92,4 +92,6 @@ def compile_triton(kernel, signature, constexprs=None, attrs=None, arch=90, num_
     types = {**signature, **dict.fromkeys(constexprs, "constexpr")}
     source = ASTSource(fn=kernel, signature=types, constexprs=constexprs, attrs=attrs or {})
     target = GPUTarget("cuda", int(str(arch).rstrip("a")), 32)
-    return triton.compile(source, target, {"num_warps": num_warps, "num_stages": num_stages})
+    # Triton 3.9 asks for fp_fusion to be said: its default is about to change.
+    options = {"num_warps": num_warps, "num_stages": num_stages}
+    return triton.compile(source, target, {**options, "enable_fp_fusion": enable_fp_fusion})

@@ -7,7 +7,7 @@ _DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": 
            "int8": "i8", "int16": "i16", "int32": "i32", "int64": "i64", "uint8": "u8",
            "bool": "i1"}  # fmt: skip
 # What Triton's launcher takes besides the kernel's own arguments; the rest would be ignored here.
-_COMPILE_OPTIONS = ("num_warps", "num_stages")
+_COMPILE_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 
 
 class TritonLauncher:
@@ -33,6 +33,12 @@ class TritonLauncher:
     def __getitem__(self, grid):
         return lambda *arguments, **named: self._run(grid, arguments, named)
 
+    def compiled(self, *arguments, **named):
+        """Triton's CompiledKernel for these arguments, cubin included; nothing runs."""
+        compile_options = {k: named.pop(k) for k in _COMPILE_OPTIONS if k in named}
+        _, signature, constants, attrs = self._specialize(self._bind(arguments, named))
+        return self._compile(signature, constants, attrs, compile_options)
+
     def _run(self, grid, arguments, named):
         compile_options = {k: named.pop(k) for k in _COMPILE_OPTIONS if k in named}
         values = self._bind(arguments, named)
@@ -40,16 +46,16 @@ class TritonLauncher:
         run_time, signature, constants, attrs = self._specialize(values)
         key = (tuple(signature.items()), repr(constants), tuple(attrs), *compile_options.items())
         if key not in self._modules:
-            self._modules[key] = self._compile(signature, constants, attrs, compile_options)
+            found = self._compile(signature, constants, attrs, compile_options)
+            self._modules[key] = Module(found.asm["ptx"], self.options, found.metadata.shared)
         kernel = self._modules[key].kernel
         kernel[grid, None](*run_time)
         self.counters = kernel.counters
 
     def _compile(self, signature, constants, attrs, compile_options):
-        compiled = compile_triton(
+        return compile_triton(
             self.kernel, signature, constants, attrs, arch=self.arch, **compile_options
         )
-        return Module(compiled.asm["ptx"], self.options, compiled.metadata.shared)
 
     def _bind(self, arguments, named):
         """{parameter: value}, with the defaults of the kernel's signature."""

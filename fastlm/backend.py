@@ -62,19 +62,23 @@ def _cpp(*dtypes: torch.dtype, rows: int | None = None) -> Kernel:
     return Kernel("cpp", "fastlm._cpu", on="cpu", dtypes=dtypes, rows=rows)
 
 
+def _triton(module: str, last_dim: int | None = None) -> Kernel:
+    return Kernel("triton", f"fastlm.kernels.{module}", "cuda", (F32, BF16, F16), last_dim)
+
+
 _REFERENCE = Kernel("torch", "fastlm.reference")
 
 KERNELS: dict[str, list[Kernel]] = {
-    "layer_norm": [_cpp(F32, F64, BF16), _REFERENCE],
-    "add_layer_norm": [_cpp(F32, F64, BF16), _REFERENCE],
-    "rms_norm": [_cpp(F32, F64, BF16), _REFERENCE],
-    "gelu": [_cpp(F32, F64, BF16), _REFERENCE],
-    "dropout": [_cpp(F32, F64, BF16), _REFERENCE],
+    "layer_norm": [_triton("layer_norm", 65536), _cpp(F32, F64, BF16), _REFERENCE],
+    "add_layer_norm": [_triton("layer_norm", 65536), _cpp(F32, F64, BF16), _REFERENCE],
+    "rms_norm": [_triton("rms_norm", 65536), _cpp(F32, F64, BF16), _REFERENCE],
+    "gelu": [_triton("gelu"), _cpp(F32, F64, BF16), _REFERENCE],
+    "dropout": [_triton("dropout"), _cpp(F32, F64, BF16), _REFERENCE],
     "linear": [_cpp(F32, BF16, rows=8), _REFERENCE],
-    "cross_entropy": [_cpp(F32, F64, BF16), _REFERENCE],
-    "linear_cross_entropy": [_cpp(F32, F64, BF16), _REFERENCE],
-    "attention": [_cpp(F32, F64, BF16), _REFERENCE],
-    "attention_with_kvcache": [_cpp(F32, F64, BF16), _REFERENCE],
+    "cross_entropy": [_triton("cross_entropy"), _cpp(F32, F64, BF16), _REFERENCE],
+    "linear_cross_entropy": [_triton("cross_entropy"), _cpp(F32, F64, BF16), _REFERENCE],
+    "attention": [_triton("attention", 256), _cpp(F32, F64, BF16), _REFERENCE],
+    "attention_with_kvcache": [_triton("attention", 256), _cpp(F32, F64, BF16), _REFERENCE],
 }
 
 BACKENDS = ("cuda", "triton", "cpp", "torch")

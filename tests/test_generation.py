@@ -270,7 +270,9 @@ def test_bad_options_are_named(models, options, named):
         models[0].generate(prompts(), **options)
 
 
-@pytest.mark.parametrize("ids", [torch.ones(3, 0).long(), torch.ones(3).long()], ids=str)
+@pytest.mark.parametrize(
+    "ids", [torch.ones(3, 0).long(), torch.ones(0, 3).long(), torch.ones(3).long()], ids=str
+)
 def test_bad_prompts_are_named(models, ids):
     with pytest.raises(ValueError, match="input_ids: got shape"):
         models[0].generate(ids)

@@ -255,6 +255,7 @@ def test_max_time(ours):
     ("options", "named"),
     [
         ({"context": "forget"}, "context: got 'forget'"),
+        ({"cache_implementation": "quantized"}, "cache_implementation: got 'quantized'"),
         ({"num_beams": 0}, "num_beams: got 0"),
         ({"num_beams": 2, "num_return_sequences": 3, "do_sample": True}, "num_return_sequences"),
         ({"early_stopping": "often"}, "early_stopping: got 'often'"),

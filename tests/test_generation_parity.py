@@ -116,8 +116,10 @@ def test_a_config_in_place_of_arguments(models):
     settings = {"max_new_tokens": 9, "num_beams": 3, "pad_token_id": 60, "repetition_penalty": 1.5}
     mask = {"attention_mask": torch.ones_like(prompts())}
     ours = models[0].generate(prompts(), GenerationConfig(**settings), **mask)
-    theirs = models[1].generate(prompts(), generation_config=TheirConfig(**settings), **mask)
+    config = TheirConfig(**settings)
+    theirs = models[1].generate(prompts(), generation_config=config, **mask)
     assert ours.tolist() == theirs.tolist()
+    assert models[0].generate(prompts(), generation_config=config, **mask).tolist() == ours.tolist()
 
 
 SAMPLED = [

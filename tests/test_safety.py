@@ -135,6 +135,23 @@ def test_draws_follow_what_is_allowed():
     assert ((counts[kept] - expected) ** 2 / expected).sum() < 30.7
 
 
+def test_rows_that_are_finished_are_not_looked_at(model):
+    """Their filler would otherwise be refused again and again."""
+    ends, goes_on = TOKENIZER.encode(" end")[0], TOKENIZER.encode(" on")[0]
+
+    def process(ids, scores):
+        wish = torch.full_like(scores, 0.0)
+        wish[0, ends] = wish[1, goes_on] = 50.0
+        return scores * 0.01 + wish
+
+    word_filter = WordFilter(TOKENIZER, ["pad"])
+    rows = model.generate(
+        START.repeat(2, 1), logits_processor=[process], word_filter=word_filter, max_new_tokens=4,
+        eos_token_id=ends, pad_token_id=TOKENIZER.encode("pad")[0],
+    )  # fmt: skip
+    assert TOKENIZER.decode(rows[0, 1:]) == " endpadpadpad" and not word_filter.refused
+
+
 def test_a_filter_that_leaves_nothing_is_named(model):
     with pytest.raises(ValueError, match="leaves a row no token"):
         model.generate(

@@ -30,6 +30,14 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="what to continue; FILE:PATH reads it from a file; by default the start of a text",
     )
     parser.add_argument("--max-new-tokens", type=int, default=100, help="(%(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(%(default)s)")
+    parser.add_argument("--device", default="cpu", help="(%(default)s)")
+    _add_choices(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_choices(parser: ArgumentParser) -> None:
+    """How tokens are chosen."""
     parser.add_argument("--num-samples", type=int, default=1, help="continuations (%(default)s)")
     parser.add_argument(
         "--temperature",
@@ -58,9 +66,6 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--block-words", metavar="FILE", help="keep the words of a file out, one a line"
     )
     parser.add_argument("--seed", type=int, help="repeatable draws")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(%(default)s)")
-    parser.add_argument("--device", default="cpu", help="(%(default)s)")
-    parser.set_defaults(run=run)
 
 
 def run(args: Namespace) -> int:
@@ -92,7 +97,10 @@ def run(args: Namespace) -> int:
 
 
 def _word_filter(args: Namespace, tokenizer: GPT2Tokenizer) -> WordFilter | None:
-    words = default_words() if args.safe else []
+    try:
+        words = default_words() if args.safe else []
+    except ImportError as error:
+        raise ValueError(f"--safe: {error}") from error
     if args.block_words is not None:
         words += read_text(Path(args.block_words)).splitlines()
     return WordFilter(tokenizer, words) if words else None

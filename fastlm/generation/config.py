@@ -135,6 +135,8 @@ class GenerationConfig:
         require(
             "early_stopping", self.early_stopping in (True, False, "never"), "a bool or 'never'"
         )
+        kinds = (None, "static", "dynamic")
+        require("cache_implementation", self.cache_implementation in kinds, f"one of {kinds}")
         require("context", self.context in ("error", "slide"), "'error' or 'slide'")
         require(
             "num_return_sequences",

@@ -60,8 +60,7 @@ def generate(
     Raises ValueError for an unknown or impossible option and for more tokens than the model's
     n_positions, IndexError for ids outside the vocabulary.
     """
-    config = (generation_config or model.generation_config).updated(options)
-    config = with_special_tokens(config, model.config)
+    config = settled(generation_config or model.generation_config, options, model.config)
     config.check(model.config.vocab_size)
     inputs = _one_of(inputs, input_ids, synced_gpus)
     rows = read_prompts(inputs, attention_mask, config, model)
@@ -101,8 +100,14 @@ class GenerationMixin:
             self.generation_config = GenerationConfig.from_source(source)
 
 
-def with_special_tokens(config: GenerationConfig, of_model) -> GenerationConfig:
-    """A copy whose special tokens, where they are None, are those of the model's config."""
+def settled(given, options: dict, of_model) -> GenerationConfig:
+    """The config of a call: `given`, also transformers', under the call's options.
+
+    Special tokens that are None are those of the model's config.
+    """
+    if not isinstance(given, GenerationConfig):
+        given = GenerationConfig().updated(given.to_dict(), known_only=True)
+    config = given.updated(options)
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     missing = [name for name in names if getattr(config, name) is None]
     return config.updated({name: getattr(of_model, name) for name in missing})

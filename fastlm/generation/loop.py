@@ -30,7 +30,7 @@ class Loop:
         drafts = rows.ids[:, :0]
         while True:
             for place in range(logits.shape[1]):
-                token = self._choose(rows, logits[:, place].float(), record)
+                token = self._choose(rows, logits[:, place].float(), finished, record)
                 token = token.masked_fill(finished, self.config.filler)
                 made += ~finished
                 rows.append(token)
@@ -57,11 +57,11 @@ class Loop:
             decoder.forget_drafts(rows)
         return Found(rows.history, rows, made)
 
-    def _choose(self, rows: Rows, logits: Tensor, record: Record) -> Tensor:
+    def _choose(self, rows: Rows, logits: Tensor, finished: Tensor, record: Record) -> Tensor:
         scores = self.rules.process(rows, logits)
         token = self._pick(scores)
         while self.rules.word_filter is not None:
-            banned = self.rules.word_filter.forbids(rows, token)
+            banned = self.rules.word_filter.forbids(rows, token, finished)
             if not bool(banned.any()):
                 break
             # As if the model had said that it cannot be: top_k and the like see the others.

@@ -53,7 +53,7 @@ def _of_content(config, ends, prefix_allowed_tokens_fn) -> list[Processor]:
         chain.append(_no_end_while(ends, lambda rows: rows.base + rows.made < config.min_length))
     if config.min_new_tokens:
         few = config.min_new_tokens
-        chain.append(_no_end_while(ends, lambda rows: (rows.base * 0 + rows.made) < few))
+        chain.append(_no_end_while(ends, lambda rows: torch.full_like(rows.base, rows.made) < few))
     if prefix_allowed_tokens_fn is not None:
         chain.append(allow_only(prefix_allowed_tokens_fn, config.num_beams))
     return chain

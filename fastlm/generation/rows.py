@@ -108,10 +108,10 @@ def _check_list(prompts: list[Tensor], attention_mask: Tensor | None) -> None:
 
 
 def _mask(input_ids: Tensor, attention_mask: Tensor | None, config: GenerationConfig) -> Tensor:
-    if input_ids.ndim != 2 or input_ids.shape[1] == 0:
+    if input_ids.ndim != 2 or input_ids.numel() == 0:
         raise ValueError(
             f"generate: input_ids: got shape {tuple(input_ids.shape)}, accepted is "
-            "(batch, tokens >= 1)"
+            "(batch >= 1, tokens >= 1)"
         )
     if attention_mask is None:
         pad = config.pad_token_id

@@ -59,10 +59,14 @@ class WordFilter:
             self.patterns.append(words_pattern(kept - {""}))
         self.refused: Counter[str] = Counter()
 
-    def forbids(self, rows: Rows, tokens: Tensor) -> Tensor:
-        """(R,) bool: would tokens (R,), as each row's next, complete a word or a pattern?"""
+    def forbids(self, rows: Rows, tokens: Tensor, finished: Tensor | None = None) -> Tensor:
+        """(R,) bool: would tokens (R,), as each row's next, complete a word or a pattern?
+
+        Rows that are finished are not looked at.
+        """
+        skip = [False] * rows.count if finished is None else finished.tolist()
         found = [
-            self._found(rows.tokens(row)[-WINDOW:].tolist(), token)
+            not skip[row] and self._found(rows.tokens(row)[-WINDOW:].tolist(), token)
             for row, token in enumerate(tokens.tolist())
         ]
         return torch.tensor(found, device=tokens.device)

@@ -128,6 +128,13 @@ class GPT2Model(GPT2PreTrainedModel):
         return tokens + self.wte(token_type_ids)
 
     def _cache(self, cache, use_cache, batch, length):
+        if self.gradient_checkpointing and self.training:
+            if cache is not None:
+                raise ValueError(
+                    "GPT2Model: past_key_values: got one with gradient checkpointing, accepted is "
+                    "None: layers that run twice would fill it twice"
+                )
+            return None
         if cache is not None or use_cache is False:
             return cache
         if use_cache is None and (torch.is_grad_enabled() or not self.config.use_cache):

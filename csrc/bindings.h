@@ -1,7 +1,8 @@
 // The Python functions of one device's module: checks in the user's language, then one launch.
 // Compiled once with FASTLM_DEVICE = cpu and once with cuda. Outputs come first and are allocated
-// by the caller; `where` is the thread count on the CPU and the stream's handle on CUDA. Nothing
-// here knows of torch beyond TensorView.
+// by the caller; CurrentDevice, which module.cpp defines, makes a device the current one; `where`
+// is the thread count on the CPU and the stream's handle on CUDA. Nothing here knows of torch
+// beyond TensorView.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -15,6 +16,12 @@
 #include "rms_norm.h"
 
 namespace fastlm::FASTLM_DEVICE {
+
+template <class Params> void launch_on(const TensorView& x, const Params& p, int64_t where) {
+  const py::gil_scoped_release unlocked;
+  const CurrentDevice device(x.device_id);
+  launch(p, where);
+}
 
 // weight and bias share a dtype: x's, or float32 under a narrower x.
 inline DType parameter_dtype(const OptionalView& weight, const OptionalView& bias,
@@ -65,8 +72,7 @@ inline void add_layer_norm_forward(const TensorView& y, const OptionalView& z,
                            dropout_p,
                            x.dtype,
                            weight_dtype};
-  const py::gil_scoped_release unlocked;
-  launch(p, where);
+  launch_on(x, p, where);
 }
 
 inline void layer_norm_forward(const TensorView& y, const TensorView& mean, const TensorView& rstd,
@@ -107,8 +113,7 @@ inline void add_layer_norm_backward(const OptionalView& dx, const TensorView& dz
                             dropout_p,
                             z.dtype,
                             weight_dtype};
-  const py::gil_scoped_release unlocked;
-  launch(p, where);
+  launch_on(z, p, where);
 }
 
 inline void layer_norm_backward(const TensorView& dx, const OptionalView& dweight,
@@ -129,8 +134,7 @@ inline void rms_norm_forward(const TensorView& y, const TensorView& rstd, const 
   const DType weight_dtype = parameter_dtype(weight, std::nullopt, x, "rms_norm");
   const RmsNormForward p{x.data,     data(weight), y.data,  rstd.data,   rows_of(x),
                          cols_of(x), eps,          x.dtype, weight_dtype};
-  const py::gil_scoped_release unlocked;
-  launch(p, where);
+  launch_on(x, p, where);
 }
 
 inline void rms_norm_backward(const TensorView& dx, const OptionalView& dweight,
@@ -143,8 +147,7 @@ inline void rms_norm_backward(const TensorView& dx, const OptionalView& dweight,
   const DType weight_dtype = parameter_dtype(weight, dweight, x, "rms_norm");
   const RmsNormBackward p{dy.data,       x.data,     data(weight), rstd.data, dx.data,
                           data(dweight), rows_of(x), cols_of(x),   x.dtype,   weight_dtype};
-  const py::gil_scoped_release unlocked;
-  launch(p, where);
+  launch_on(x, p, where);
 }
 
 // ---- gelu, dropout ----
@@ -155,8 +158,7 @@ inline void gelu_forward(const TensorView& y, const TensorView& x, const Optiona
   check_like(y, x, "gelu: output");
   check_size(bias, cols_of(x), x.dtype, "gelu: bias");
   const GeluForward p{x.data, data(bias), y.data, rows_of(x), cols_of(x), tanh_form, x.dtype};
-  const py::gil_scoped_release unlocked;
-  launch(p, where);
+  launch_on(x, p, where);
 }
 
 inline void gelu_backward(const TensorView& dx, const OptionalView& dbias, const TensorView& dy,
@@ -169,8 +171,7 @@ inline void gelu_backward(const TensorView& dx, const OptionalView& dbias, const
   check_size(dbias, cols_of(x), x.dtype, "gelu: dbias");
   const GeluBackward p{dy.data,    x.data,     data(bias), dx.data, data(dbias),
                        rows_of(x), cols_of(x), tanh_form,  x.dtype};
-  const py::gil_scoped_release unlocked;
-  launch(p, where);
+  launch_on(x, p, where);
 }
 
 inline void dropout(const TensorView& y, const TensorView& x, const TensorView& seed,
@@ -179,8 +180,7 @@ inline void dropout(const TensorView& y, const TensorView& x, const TensorView& 
   check_like(y, x, "dropout: output");
   const Dropout p{x.data, seed_of(seed, 1, "dropout"), y.data, rows_of(x), cols_of(x), probability,
                   x.dtype};
-  const py::gil_scoped_release unlocked;
-  launch(p, where);
+  launch_on(x, p, where);
 }
 
 // ---- cross_entropy ----
@@ -210,8 +210,7 @@ inline void cross_entropy_forward(const TensorView& loss, const TensorView& lse,
       dloss,           logits.shape[0],
       logits.shape[1], {ignore_index, label_smoothing, lse_square_scale, softcap},
       logits.dtype};
-  const py::gil_scoped_release unlocked;
-  launch(p, where);
+  launch_on(logits, p, where);
 }
 
 inline void cross_entropy_backward(const TensorView& dlogits, const TensorView& dloss,
@@ -229,8 +228,7 @@ inline void cross_entropy_backward(const TensorView& dlogits, const TensorView& 
       data(weight),    lse.data,        dlogits.data,
       logits.shape[0], logits.shape[1], {ignore_index, label_smoothing, lse_square_scale, softcap},
       logits.dtype};
-  const py::gil_scoped_release unlocked;
-  launch(p, where);
+  launch_on(logits, p, where);
 }
 
 // ---- attention ----
@@ -304,8 +302,7 @@ inline void attention_forward(const TensorView& o, const TensorView& lse, const 
                            bshd(v, q, "attention: v"),
                            bshd(o, q, "attention: output"),
                            lse.data};
-  const py::gil_scoped_release unlocked;
-  launch(p, where);
+  launch_on(q, p, where);
 }
 
 inline void attention_backward(const TensorView& dq, const TensorView& dk, const TensorView& dv,
@@ -322,8 +319,7 @@ inline void attention_backward(const TensorView& dq, const TensorView& dk, const
                             bshd(dk, q, "attention: dk"),
                             bshd(dv, q, "attention: dv"),
                             lse.data};
-  const py::gil_scoped_release unlocked;
-  launch(p, where);
+  launch_on(q, p, where);
 }
 
 inline void cache_append(const TensorView& k_cache, const TensorView& v_cache, const TensorView& k,
@@ -346,12 +342,11 @@ inline void cache_append(const TensorView& k_cache, const TensorView& v_cache, c
                       k.shape[2],
                       k.shape[3],
                       k.dtype};
-  const py::gil_scoped_release unlocked;
-  launch(p, where);
+  launch_on(k, p, where);
 }
 
 inline void bind(py::module_& m) {
-  py::class_<AttentionOptions>(m, "AttentionOptions")
+  py::class_<AttentionOptions>(m, "AttentionOptions", py::module_local())
       .def(py::init<OptionalView, OptionalView, OptionalView, OptionalView, int64_t, int64_t,
                     double, double, int64_t, int64_t, double>());
   m.def("layer_norm_forward", &layer_norm_forward);

@@ -66,16 +66,20 @@ def _triton(module: str, last_dim: int | None = None) -> Kernel:
     return Kernel("triton", f"fastlm.kernels.{module}", "cuda", (F32, BF16, F16), last_dim)
 
 
+def _cuda(last_dim: int | None = None) -> Kernel:
+    return Kernel("cuda", "fastlm._cuda", on="cuda", dtypes=(F32, BF16, F16), last_dim=last_dim)
+
+
 _REFERENCE = Kernel("torch", "fastlm.reference")
 
 KERNELS: dict[str, list[Kernel]] = {
-    "layer_norm": [_triton("layer_norm", 65536), _cpp(F32, F64, BF16), _REFERENCE],
-    "add_layer_norm": [_triton("layer_norm", 65536), _cpp(F32, F64, BF16), _REFERENCE],
-    "rms_norm": [_triton("rms_norm", 65536), _cpp(F32, F64, BF16), _REFERENCE],
-    "gelu": [_triton("gelu"), _cpp(F32, F64, BF16), _REFERENCE],
-    "dropout": [_triton("dropout"), _cpp(F32, F64, BF16), _REFERENCE],
+    "layer_norm": [_cuda(8192), _triton("layer_norm", 65536), _cpp(F32, F64, BF16), _REFERENCE],
+    "add_layer_norm": [_cuda(8192), _triton("layer_norm", 65536), _cpp(F32, F64, BF16), _REFERENCE],
+    "rms_norm": [_cuda(8192), _triton("rms_norm", 65536), _cpp(F32, F64, BF16), _REFERENCE],
+    "gelu": [_cuda(), _triton("gelu"), _cpp(F32, F64, BF16), _REFERENCE],
+    "dropout": [_cuda(), _triton("dropout"), _cpp(F32, F64, BF16), _REFERENCE],
     "linear": [_cpp(F32, BF16, rows=8), _REFERENCE],
-    "cross_entropy": [_triton("cross_entropy"), _cpp(F32, F64, BF16), _REFERENCE],
+    "cross_entropy": [_cuda(), _triton("cross_entropy"), _cpp(F32, F64, BF16), _REFERENCE],
     "linear_cross_entropy": [_triton("cross_entropy"), _cpp(F32, F64, BF16), _REFERENCE],
     "attention": [_triton("attention", 256), _cpp(F32, F64, BF16), _REFERENCE],
     "attention_with_kvcache": [_triton("attention", 256), _cpp(F32, F64, BF16), _REFERENCE],
@@ -159,13 +163,18 @@ def load(kernel_name: str, op: str) -> ModuleType:
     return _emulated(base, module)
 
 
+@functools.cache
 def _emulated(base: str, module: str) -> ModuleType:
     """That module with its launches in the emulator; CUDA's is built for it here, from csrc/."""
     from . import emulator
 
     if base == "cuda":
-        return emulator.extension(  # type: ignore[attr-defined]
-            _CUDA_SOURCES.rglob("cuda/*.c*"), include=[_CUDA_SOURCES]
+        return emulator.extension(
+            [file for file in _CUDA_SOURCES.glob("cuda/*") if file.suffix in (".cu", ".cpp")],
+            name="_cuda",
+            # torch has pybind11's headers.
+            include=[_CUDA_SOURCES, Path(torch.__file__).parent / "include"],
+            flags=["-DFASTLM_DEVICE_TYPE=fastlm::dlpack::kCpu"],
         )
     launch = importlib.import_module("fastlm.kernels.launch")
     launch.emulate = emulator.triton_launcher  # type: ignore[attr-defined]

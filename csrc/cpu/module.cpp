@@ -2,6 +2,11 @@
 // recycling pool.
 #define FASTLM_DEVICE cpu
 #define FASTLM_DEVICE_TYPE dlpack::kCpu
+namespace fastlm::cpu {
+struct CurrentDevice {
+  explicit CurrentDevice(int) {}  // there is one
+};
+}  // namespace fastlm::cpu
 #include "../bandwidth.h"
 #include "../bindings.h"
 #include "../cross_entropy_tile.h"

@@ -12,7 +12,8 @@ docs/emulator.md. Only the standard library is needed, besides g++; tensors are 
 
 from .counters import Counters
 from .errors import CompilerError, EmulatorError, KernelError, TranslationError
-from .launch import Kernel, Module, Options
+from .extension import Extension, extension
+from .launch import Kernel, Module, Options, defaults
 from .source import compile_cuda, compile_triton, ptx_of
 from .tensor_map import tensor_map
 from .triton_launcher import TritonLauncher, triton_launcher
@@ -21,6 +22,7 @@ __all__ = [
     "CompilerError",
     "Counters",
     "EmulatorError",
+    "Extension",
     "Kernel",
     "KernelError",
     "Module",
@@ -29,6 +31,8 @@ __all__ = [
     "TritonLauncher",
     "compile_cuda",
     "compile_triton",
+    "defaults",
+    "extension",
     "load",
     "tensor_map",
     "triton_launcher",

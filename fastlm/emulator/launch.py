@@ -1,5 +1,7 @@
 """Modules, kernels and launches: what `emulator.load` returns."""
 
+import contextlib
+import copy
 import ctypes
 import dataclasses
 import re
@@ -77,6 +79,30 @@ class Options:
         return self.races or self.uninitialized or self.counters
 
 
+_defaults: dict = {}  # of `defaults`; for all threads, as backward runs in one of its own
+
+
+@contextlib.contextmanager
+def defaults(**options):
+    """Every launch inside runs with these fields of Options, whatever its module was given.
+
+    For kernels that are launched by other code: those of an `extension` and of a `triton_launcher`.
+    Raises TypeError or ValueError for options that there are not.
+    """
+    global _defaults
+    Options(**options)
+    before, _defaults = _defaults, {**_defaults, **options}
+    try:
+        yield
+    finally:
+        _defaults = before
+
+
+def defaults_over(options):
+    """`options` with those of `defaults` in their place."""
+    return dataclasses.replace(options, **_defaults)
+
+
 class Module:
     """The kernels of one PTX text: `module["name"]`, or `module.kernel` if there is only one."""
 
@@ -110,16 +136,18 @@ class Module:
         return Kernel(self, self._functions[matches[0]])
 
     def with_options(self, **changes):
-        """The same module with other options; what is compiled is shared through the cache."""
-        return Module(self.ptx, dataclasses.replace(self.options, **changes), self.default_shared)
+        """The same module with other options; what is compiled is shared."""
+        other = copy.copy(self)
+        other.options = dataclasses.replace(self.options, **changes)
+        return other
 
     def library(self, kernel):
         """The compiled library of a kernel, and of those it shares variables with."""
-        group = self._groups[kernel]
-        if group not in self._libraries:
-            source = translate(restrict(self.ast, group), self.options.late_wgmma)
-            self._libraries[group] = Library(build(source, self.options.traced))
-        return self._libraries[group]
+        group, traced, late = self._groups[kernel], self.options.traced, self.options.late_wgmma
+        if (group, traced, late) not in self._libraries:
+            source = translate(restrict(self.ast, group), late)
+            self._libraries[group, traced, late] = Library(build(source, traced))
+        return self._libraries[group, traced, late]
 
     def variable(self, name):
         """A writable view (bytes) of a .global or .const variable, as cudaMemcpyToSymbol has it."""
@@ -229,7 +257,8 @@ class Kernel:
             f"argument {i} ({v.name})": a
             for i, (a, v) in enumerate(zip(arguments, self.function.parameters, strict=False))
         }
-        buffers |= {f"memory[{i}]": a for i, a in enumerate(self.module.options.memory)}
+        for i, a in enumerate(self.module.options.memory):
+            buffers[getattr(a, "name", None) or f"memory[{i}]"] = a
         buffers |= {f"variable {name}": v for name, v in library.variables.items()}
         return buffers | ({"scratch memory": scratch} if scratch else {})
 

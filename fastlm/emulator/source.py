@@ -33,7 +33,8 @@ def ptx_of(source, arch=80, flags=(), **triton_options):
     return path.read_text(), 0
 
 
-def _sha256(path):
+def sha256(path):
+    """The hash of a file's content."""
     return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
 
 
@@ -51,10 +52,10 @@ def compile_cuda(path, arch=80, flags=()):
     record = cache_folder() / f"cuda-{key}.json"
     if record.exists():
         stored = json.loads(record.read_text())
-        if all(os.path.exists(p) and _sha256(p) == h for p, h in stored["inputs"].items()):
+        if all(os.path.exists(p) and sha256(p) == h for p, h in stored["inputs"].items()):
             return stored["ptx"]
     ptx, inputs = _run_nvcc(command, path)
-    text = json.dumps({"ptx": ptx, "inputs": {p: _sha256(p) for p in inputs}})
+    text = json.dumps({"ptx": ptx, "inputs": {p: sha256(p) for p in inputs}})
     with tempfile.NamedTemporaryFile("w", dir=record.parent, delete=False) as file:
         file.write(text)
     os.replace(file.name, record)

@@ -1,6 +1,6 @@
 """Triton kernels launched as Triton launches them, on CPU tensors: kernel[grid](*arguments)."""
 
-from .launch import Module, Options
+from .launch import Module, Options, defaults_over
 from .source import compile_triton
 
 _DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": "fp64",
@@ -48,7 +48,8 @@ class TritonLauncher:
         if key not in self._modules:
             found = self._compile(signature, constants, attrs, compile_options)
             self._modules[key] = Module(found.asm["ptx"], self.options, found.metadata.shared)
-        kernel = self._modules[key].kernel
+        options = vars(defaults_over(self.options))
+        kernel = self._modules[key].with_options(**options).kernel
         kernel[grid, None](*run_time)
         self.counters = kernel.counters
 

@@ -81,8 +81,8 @@ KERNELS: dict[str, list[Kernel]] = {
     "linear": [_cpp(F32, BF16, rows=8), _REFERENCE],
     "cross_entropy": [_cuda(), _triton("cross_entropy"), _cpp(F32, F64, BF16), _REFERENCE],
     "linear_cross_entropy": [_triton("cross_entropy"), _cpp(F32, F64, BF16), _REFERENCE],
-    "attention": [_triton("attention", 256), _cpp(F32, F64, BF16), _REFERENCE],
-    "attention_with_kvcache": [_triton("attention", 256), _cpp(F32, F64, BF16), _REFERENCE],
+    "attention": [_cuda(128), _triton("attention", 256), _cpp(F32, F64, BF16), _REFERENCE],
+    "attention_with_kvcache": [_cuda(128), _triton("attention", 256), _cpp(F32, F64, BF16), _REFERENCE],
 }
 
 BACKENDS = ("cuda", "triton", "cpp", "torch")

@@ -42,9 +42,13 @@ def location(fn, operand, space, size, access):
 
 
 def _parameter(fn, operand):
-    """C++ expression of `[name+offset]` in parameter space."""
+    """C++ expression of `[name+offset]` in parameter space, or of `[register+offset]`: nvcc takes
+    the address of a struct that is used in a loop.
+    """
     name, _, offset = operand.strip("[] ").partition("+")
     name = name.strip()
+    if fn.register(name):
+        return f"reinterpret_cast<char*>({fn.address(operand)})"
     base = fn.parameters.get(name) or fn.locals.get(name)
     if base is None:
         raise TranslationError(f"parameter {name} is not declared")

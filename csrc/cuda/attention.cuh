@@ -1,0 +1,180 @@
+// What attention's kernels share: sequences, which keys a query sees, tiles, scores and dropout.
+//
+// A block has four warps of 16 rows: a tile of 64 queries (or keys, where keys are what it owns).
+// It goes through the other side in tiles of 64 rows, fewer where heads are wide, so that 6 % of a
+// causal triangle at 1024 is wasted and two blocks fit on a multiprocessor.
+#pragma once
+
+#include "../attention.h"
+#include "mma.cuh"
+#include "philox.cuh"
+#include "reduce.cuh"
+
+namespace fastlm::cuda {
+
+constexpr int kRows = 64, kThreads = 128;
+template <class T, int kDim> constexpr int kColumns = kDim == 64 ? 64 : sizeof(T) == 4 ? 16 : 32;
+constexpr float kLog2e = 1.4426950408889634f;
+
+// What a raw score q k is multiplied by: `natural` for the exponent of e, `factor` for that of 2.
+// With a softcap scores are shaped first, and then multiplied by 1.
+struct Scale {
+  float softmax, softcap, natural, factor;
+  bool shaped;
+
+  explicit Scale(const AttentionShape& s)
+      : softmax(float(s.softmax_scale)),
+        softcap(float(s.softcap)),
+        shaped(s.softcap > 0 || !(s.softmax_scale > 0)) {
+    natural = shaped ? 1.0f : softmax;
+    factor = shaped ? kLog2e : float(s.softmax_scale * 1.4426950408889634);
+  }
+  __device__ float shape(float raw) const {
+    return softcap > 0 ? softcap * tanhf(raw * softmax / softcap) : raw * softmax;
+  }
+  // d shaped / d raw, given the shaped score.
+  __device__ float slope(float score) const {
+    return softcap > 0 ? softmax * (1.0f - (score / softcap) * (score / softcap)) : softmax;
+  }
+};
+
+// One sequence of the batch: where it starts in q and k, how long it is, and what its queries see.
+struct Sequence {
+  int64_t batch, first_query, first_key, lse_start;
+  int queries, keys, window_left, window_right;
+  bool overrun;  // more keys than the cache holds: the result is NaN
+
+  __device__ Sequence(const AttentionShape& s, int64_t b, int64_t head)
+      : batch(b),
+        first_query(0),
+        first_key(0),
+        queries(int(s.queries)),
+        keys(int(s.keys)),
+        window_left(int(s.window_left)),
+        window_right(int(s.window_right)),
+        overrun(false) {
+    if (s.cu_seqlens_q) {
+      batch = 0;  // packed: one row of tokens
+      first_query = s.cu_seqlens_q[b];
+      first_key = s.cu_seqlens_k[b];
+      queries = int(s.cu_seqlens_q[b + 1] - first_query);
+      keys = int(s.cu_seqlens_k[b + 1] - first_key);
+    } else if (s.seqlens_k) {
+      overrun = s.seqlens_k[b] > keys;
+      keys = min(keys, s.seqlens_k[b]);
+    }
+    lse_start = batch * s.lse_batch_stride + head * s.lse_head_stride + first_query;
+  }
+  // The keys that a query sees: from lowest to highest, none where lowest > highest.
+  __device__ int highest(int query) const {
+    return window_right < 0 ? keys - 1 : min(keys - 1, query + keys - queries + window_right);
+  }
+  __device__ int lowest(int query) const {
+    return window_left < 0 ? 0 : max(0, query + keys - queries - window_left);
+  }
+  __device__ bool sees(int query, int key) const {
+    return query < queries && key >= lowest(query) && key <= highest(query);
+  }
+  // Whether every query of a tile sees every key of another: no mask is needed.
+  __device__ bool all_seen(int query, int query_end, int key, int key_end) const {
+    return query_end <= queries && key >= lowest(query_end - 1) && key_end - 1 <= highest(query);
+  }
+};
+
+template <class T> __device__ T* row_of(const Bshd& t, int64_t batch, int64_t row, int64_t head) {
+  return static_cast<T*>(t.data) + batch * t.batch_stride + row * t.row_stride +
+         head * t.head_stride;
+}
+
+// Starts the copy of kCount rows into a tile; rows and columns that there are not become zeros.
+// Without `vector`, where rows do not start at multiples of 16 bytes, element by element.
+template <int kCount, class T, int kDim>
+__device__ void load_tile(Tile<T, kDim> tile, const T* from, int64_t stride, int rows, int head_dim,
+                          bool vector) {
+  constexpr int kAcross = Tile<T, kDim>::kPacksPerRow;
+  for (int i = threadIdx.x; i < kCount * kAcross; i += kThreads) {
+    const int row = i / kAcross, column = i % kAcross * kPack<T>;
+    const int count = row < rows ? head_dim - column : 0;
+    const T* source = count > 0 ? from + row * stride + column : from;
+    T* to = tile.pack(row, i % kAcross);
+    if (vector) {
+      copy_async_16(to, source, count > 0 ? 16 : 0);
+    } else {
+      float values[kPack<T>];
+      load(source, count, false, values);
+      store(to, kPack<T>, true, values);
+    }
+  }
+}
+
+// Rows of a tile to global memory, 16 bytes at a time where `vector`.
+template <class T, int kDim>
+__device__ void store_tile(Tile<T, kDim> tile, T* to, int64_t stride, int rows, int head_dim,
+                           bool vector) {
+  constexpr int kAcross = Tile<T, kDim>::kPacksPerRow;
+  for (int i = threadIdx.x; i < kRows * kAcross; i += kThreads) {
+    const int row = i / kAcross, column = i % kAcross * kPack<T>;
+    if (row >= rows || column >= head_dim) continue;
+    float values[kPack<T>];
+    load(tile.pack(row, i % kAcross), kPack<T>, true, values);
+    store(to + row * stride + column, head_dim - column, vector, values);
+  }
+}
+
+// A warp's 16 rows of a result, each times a factor, into its rows of a tile.
+template <class T, int kDim>
+__device__ void put_fragment(Tile<T, kDim> tile, const Fragment<kDim>& d, float upper,
+                             float lower) {
+  const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4;
+#pragma unroll
+  for (int n = 0; n < kDim / 8; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      *tile.element(row + i / 2 * 8, n * 8 + lane % 4 * 2 + i % 2) =
+          narrow<T>(d[n][i] * (i < 2 ? upper : lower));
+}
+
+// The factors of two neighbouring keys, the first of them even.
+__device__ inline float2 dropout_factors(const DropoutRule& rule, uint64_t row, int key) {
+  const Random4 random = philox(uint64_t(*rule.seed), uint32_t(key / 4), row);
+  const bool second = key % 4 != 0;
+  return {rule.factor(second ? random.word[2] : random.word[0]),
+          rule.factor(second ? random.word[3] : random.word[1])};
+}
+
+__device__ inline float quad_max(float v) {
+  v = fmaxf(v, __shfl_xor_sync(~0u, v, 1));
+  return fmaxf(v, __shfl_xor_sync(~0u, v, 2));
+}
+__device__ inline float quad_sum(float v) {
+  v += __shfl_xor_sync(~0u, v, 1);
+  return v + __shfl_xor_sync(~0u, v, 2);
+}
+
+// ---- on the host ----
+
+inline bool is_vector(const Bshd& t, int64_t element_bytes) {
+  return is_aligned(t.data) && t.batch_stride * element_bytes % 16 == 0 &&
+         t.row_stride * element_bytes % 16 == 0 && t.head_stride * element_bytes % 16 == 0;
+}
+inline bool all_vectors(const AttentionShape& s, std::initializer_list<Bshd> tensors) {
+  const int64_t bytes = s.dtype == DType::f32 ? 4 : 2;
+  for (const Bshd& t : tensors)
+    if (!is_vector(t, bytes)) return false;
+  return s.head_dim * bytes % 16 == 0;
+}
+
+// f(element, std::integral_constant<width of a kernel's tiles>) for a call.
+template <class F> void for_shape(const AttentionShape& s, const F& f) {
+  if (s.head_dim > 128)
+    throw std::invalid_argument("attention: the CUDA kernels take a head_dim of at most 128, got " +
+                                std::to_string(s.head_dim));
+  for_dtype(s.dtype, "attention", [&](auto element) {
+    if (s.head_dim <= 64)
+      f(element, std::integral_constant<int, 64>{});
+    else
+      f(element, std::integral_constant<int, 128>{});
+  });
+}
+
+}  // namespace fastlm::cuda

@@ -1,0 +1,283 @@
+// attention backward: dq in one kernel, dk and dv in another, each with its sums in registers and
+// no atomics, so that the same call gives the same bits. That computes scores twice: 7 products
+// where 5 would do with atomic additions to dq.
+//
+// Both recompute probabilities from the scores and lse, and use delta = sum over head_dim of
+// dout * o, which a first kernel writes, one float per query. With scores s, probabilities p and
+// dropout factors f:
+//   dv = (p f)^T dout;  ds = p (f (dout v^T) - delta) * ds / d(q k^T);  dq = ds k;  dk = ds^T q
+//
+// dq: a block owns 64 queries and goes through tiles of keys. dk, dv: a block owns 64 keys and goes
+// through tiles of queries of each query head of its group, with scores transposed, so that what a
+// block owns is always the rows of the result. The other side comes through two buffers that
+// cp.async fills while the other is used; each side is read from memory once per block.
+#include "attention.cuh"
+
+namespace fastlm::cuda {
+namespace {
+
+// ---- delta ----
+
+// A warp per query and head. Reads dout and o once.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    attention_delta_kernel(const AttentionBackward p, float* const delta) {
+  const Sequence seq(p.shape, blockIdx.z, blockIdx.y);
+  const int query = int(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
+  if (query >= seq.queries) return;
+  const T* o = row_of<T>(p.o, seq.batch, seq.first_query + query, blockIdx.y);
+  const T* dout = row_of<T>(p.dout, seq.batch, seq.first_query + query, blockIdx.y);
+  float sum = 0;
+  for (int d = threadIdx.x % 32; d < p.shape.head_dim; d += 32) sum += widen(o[d]) * widen(dout[d]);
+  sum = warp_sum(sum);
+  if (threadIdx.x % 32 == 0) delta[seq.lse_start + query] = sum;
+}
+
+// ---- scores and their gradients ----
+
+struct Rules {
+  Scale scale;
+  DropoutRule dropout;
+};
+
+// Of one element: score becomes p f, product = dout v^T becomes ds.
+__device__ inline void differentiate(float& score, float& product, bool seen, float lse,
+                                     float delta, float dropped, const Scale& scale) {
+  const float shaped = scale.shaped ? scale.shape(score) : score;
+  // The difference first: lse in base 2, rounded, would put every probability of a row off.
+  const float p = seen ? exp2f(fmaf(shaped, scale.natural, -lse) * kLog2e) : 0.0f;
+  product = seen ? p * (dropped * product - delta) * scale.slope(shaped) : 0.0f;
+  score = p * dropped;
+}
+
+// ---- dq ----
+
+template <class T, int kDim> struct BackwardTiles {
+  static constexpr int kOwn = kRows * kDim, kOther = kColumns<T, kDim> * kDim;
+  static constexpr int kTileBytes = (2 * kOwn + 4 * kOther) * int(sizeof(T));
+  static constexpr int kBytes = kTileBytes + 4 * kColumns<T, kDim> * int(sizeof(float));
+  unsigned char* shared;
+
+  __device__ Tile<T, kDim> own(int which) const {
+    return {reinterpret_cast<T*>(shared) + which * kOwn};
+  }
+  __device__ Tile<T, kDim> other(int stage, int which) const {
+    return {reinterpret_cast<T*>(shared) + 2 * kOwn + (stage * 2 + which) * kOther};
+  }
+  __device__ float* of_queries(int stage, int which) const {  // lse and delta
+    return reinterpret_cast<float*>(shared + kTileBytes) + (stage * 2 + which) * kColumns<T, kDim>;
+  }
+};
+
+template <class T, int kDim>
+__global__ void __launch_bounds__(kThreads)
+    attention_dq_kernel(const AttentionBackward p, const Rules rules, const float* const delta,
+                        const bool vector) {
+  constexpr int kN = kColumns<T, kDim>;
+  extern __shared__ __align__(128) unsigned char shared[];
+  const BackwardTiles<T, kDim> tiles{shared};
+  const AttentionShape& s = p.shape;
+  const Sequence seq(s, blockIdx.z, blockIdx.y);
+  const int query = int(gridDim.x - 1 - blockIdx.x) * kRows;
+  if (query >= seq.queries) return;
+  const int queries = min(kRows, seq.queries - query), head_dim = int(s.head_dim);
+  const int64_t head = blockIdx.y, kv_head = head / (s.heads / s.kv_heads);
+  const int first = seq.lowest(query) / kN, end = (seq.highest(query + queries - 1) + kN) / kN;
+  const auto fetch = [&](int tile) {
+    const int key = tile * kN, stage = tile % 2;
+    const T* k = row_of<T>(p.k, seq.batch, seq.first_key + key, kv_head);
+    const T* v = row_of<T>(p.v, seq.batch, seq.first_key + key, kv_head);
+    load_tile<kN>(tiles.other(stage, 0), k, p.k.row_stride, seq.keys - key, head_dim, vector);
+    load_tile<kN>(tiles.other(stage, 1), v, p.v.row_stride, seq.keys - key, head_dim, vector);
+  };
+  load_tile<kRows>(tiles.own(0), row_of<T>(p.q, seq.batch, seq.first_query + query, head),
+                   p.q.row_stride, queries, head_dim, vector);
+  load_tile<kRows>(tiles.own(1), row_of<T>(p.dout, seq.batch, seq.first_query + query, head),
+                   p.dout.row_stride, queries, head_dim, vector);
+  if (first < end) fetch(first);
+  commit_copies();
+  const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
+  const int row = query + warp_row + lane / 4;
+  float lse[2], delta_of[2];
+  for (int h = 0; h < 2; ++h) {
+    const bool live = row + h * 8 < seq.queries;
+    lse[h] = live ? static_cast<const float*>(p.lse)[seq.lse_start + row + h * 8] : 0.0f;
+    delta_of[h] = live ? delta[seq.lse_start + row + h * 8] : 0.0f;
+  }
+  Fragment<kDim> dq = {};
+  for (int tile = first; tile < end; ++tile) {
+    if (tile + 1 < end) fetch(tile + 1);
+    commit_copies();
+    wait_copies<1>();
+    __syncthreads();
+    Fragment<kN> scores = {}, products = {};
+    multiply_transposed<kN>(scores, tiles.own(0), warp_row, tiles.other(tile % 2, 0));
+    multiply_transposed<kN>(products, tiles.own(1), warp_row, tiles.other(tile % 2, 1));
+    const bool unmasked = seq.all_seen(query, query + kRows, tile * kN, tile * kN + kN);
+#pragma unroll
+    for (int n = 0; n < kN / 8; ++n)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int key = tile * kN + n * 8 + lane % 4 * 2, at = row + h * 8;
+        float2 f = {1.0f, 1.0f};
+        if (rules.dropout.seed)
+          f = dropout_factors(rules.dropout, uint64_t(seq.lse_start + at), key);
+        differentiate(scores[n][2 * h], products[n][2 * h], unmasked || seq.sees(at, key), lse[h],
+                      delta_of[h], f.x, rules.scale);
+        differentiate(scores[n][2 * h + 1], products[n][2 * h + 1],
+                      unmasked || seq.sees(at, key + 1), lse[h], delta_of[h], f.y, rules.scale);
+      }
+    multiply<kN>(dq, products, tiles.other(tile % 2, 0));
+    __syncthreads();
+  }
+  wait_copies<0>();
+  __syncthreads();
+  put_fragment(tiles.own(0), dq, 1.0f, 1.0f);
+  __syncthreads();
+  store_tile(tiles.own(0), row_of<T>(p.dq, seq.batch, seq.first_query + query, head),
+             p.dq.row_stride, queries, head_dim, vector);
+}
+
+// ---- dk, dv ----
+
+// The tiles of queries that see any of the keys from `key` on, of every head of a group in turn.
+struct QueryTiles {
+  int first, per_head, count;
+
+  __device__ QueryTiles(const Sequence& seq, int key, int keys, int width, int group) {
+    const int shift = seq.keys - seq.queries;
+    const int lowest = seq.window_right < 0 ? 0 : max(0, key - shift - seq.window_right);
+    const int last_key = key + keys - 1;
+    const int highest = seq.window_left < 0
+                            ? seq.queries - 1
+                            : min(seq.queries - 1, last_key - shift + seq.window_left);
+    first = lowest / width;
+    per_head = highest < lowest ? 0 : highest / width + 1 - first;
+    count = per_head * group;
+  }
+};
+
+template <class T, int kDim>
+__global__ void __launch_bounds__(kThreads)
+    attention_dkdv_kernel(const AttentionBackward p, const Rules rules, const float* const delta,
+                          const bool vector) {
+  constexpr int kN = kColumns<T, kDim>;
+  extern __shared__ __align__(128) unsigned char shared[];
+  const BackwardTiles<T, kDim> tiles{shared};
+  const AttentionShape& s = p.shape;
+  const int group = int(s.heads / s.kv_heads), head_dim = int(s.head_dim);
+  const Sequence seq(s, blockIdx.z, int64_t(blockIdx.y) * group);
+  const int key = int(blockIdx.x) * kRows;
+  if (key >= seq.keys) return;
+  const int keys = min(kRows, seq.keys - key);
+  const QueryTiles query_tiles(seq, key, keys, kN, group);
+  const auto fetch = [&](int tile) {
+    const int query = (query_tiles.first + tile % query_tiles.per_head) * kN, stage = tile % 2;
+    const int in_group = tile / query_tiles.per_head, rows = seq.queries - query;
+    const int64_t head = int64_t(blockIdx.y) * group + in_group;
+    load_tile<kN>(tiles.other(stage, 0), row_of<T>(p.q, seq.batch, seq.first_query + query, head),
+                  p.q.row_stride, rows, head_dim, vector);
+    load_tile<kN>(tiles.other(stage, 1),
+                  row_of<T>(p.dout, seq.batch, seq.first_query + query, head), p.dout.row_stride,
+                  rows, head_dim, vector);
+    const int64_t at = seq.lse_start + in_group * s.lse_head_stride + query;
+    for (int i = threadIdx.x; i < 2 * kN; i += kThreads) {
+      const float* from = i < kN ? static_cast<const float*>(p.lse) : delta;
+      const bool live = i % kN < rows;
+      copy_async_4(tiles.of_queries(stage, i / kN) + i % kN, from + at + (live ? i % kN : 0),
+                   live ? 4 : 0);
+    }
+  };
+  load_tile<kRows>(tiles.own(0), row_of<T>(p.k, seq.batch, seq.first_key + key, blockIdx.y),
+                   p.k.row_stride, keys, head_dim, vector);
+  load_tile<kRows>(tiles.own(1), row_of<T>(p.v, seq.batch, seq.first_key + key, blockIdx.y),
+                   p.v.row_stride, keys, head_dim, vector);
+  if (query_tiles.count > 0) fetch(0);
+  commit_copies();
+  const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
+  const int row = key + warp_row + lane / 4;  // the thread's first key
+  Fragment<kDim> dk = {}, dv = {};
+  for (int tile = 0; tile < query_tiles.count; ++tile) {
+    if (tile + 1 < query_tiles.count) fetch(tile + 1);
+    commit_copies();
+    wait_copies<1>();
+    __syncthreads();
+    const int stage = tile % 2, query = (query_tiles.first + tile % query_tiles.per_head) * kN;
+    const int64_t lse_row = seq.lse_start + tile / query_tiles.per_head * s.lse_head_stride + query;
+    Fragment<kN> scores = {}, products = {};
+    multiply_transposed<kN>(scores, tiles.own(0), warp_row, tiles.other(stage, 0));
+    multiply_transposed<kN>(products, tiles.own(1), warp_row, tiles.other(stage, 1));
+    const bool unmasked = seq.all_seen(query, query + kN, key, key + kRows);
+#pragma unroll
+    for (int n = 0; n < kN / 8; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int column = n * 8 + lane % 4 * 2 + i % 2, at = row + i / 2 * 8;
+        const bool seen = unmasked || seq.sees(query + column, at);
+        float f = 1.0f;
+        if (rules.dropout.seed) {
+          const float2 both =
+              dropout_factors(rules.dropout, uint64_t(lse_row + column), at / 2 * 2);
+          f = at % 2 ? both.y : both.x;
+        }
+        differentiate(scores[n][i], products[n][i], seen, tiles.of_queries(stage, 0)[column],
+                      tiles.of_queries(stage, 1)[column], f, rules.scale);
+      }
+    multiply<kN>(dv, scores, tiles.other(stage, 1));
+    multiply<kN>(dk, products, tiles.other(stage, 0));
+    __syncthreads();
+  }
+  wait_copies<0>();
+  __syncthreads();
+  put_fragment(tiles.own(0), dk, 1.0f, 1.0f);
+  put_fragment(tiles.own(1), dv, 1.0f, 1.0f);
+  __syncthreads();
+  store_tile(tiles.own(0), row_of<T>(p.dk, seq.batch, seq.first_key + key, blockIdx.y),
+             p.dk.row_stride, keys, head_dim, vector);
+  store_tile(tiles.own(1), row_of<T>(p.dv, seq.batch, seq.first_key + key, blockIdx.y),
+             p.dv.row_stride, keys, head_dim, vector);
+}
+
+// ---- launches ----
+
+template <class T, int kDim>
+void backward(const AttentionBackward& p, const float* delta, cudaStream_t stream) {
+  const AttentionShape& s = p.shape;
+  constexpr int kShared = BackwardTiles<T, kDim>::kBytes;
+  const Rules rules{Scale(s), DropoutRule(s.seed, s.dropout_p)};
+  const bool vector = all_vectors(s, {p.dout, p.q, p.k, p.v, p.dq, p.dk, p.dv});
+  if (s.queries > 0) {
+    const dim3 grid(unsigned(ceil_div(s.queries, kRows)), unsigned(s.heads), unsigned(s.batch));
+    allow_shared(attention_dq_kernel<T, kDim>, kShared, "attention_dq");
+    attention_dq_kernel<T, kDim><<<grid, kThreads, kShared, stream>>>(p, rules, delta, vector);
+    check_launch("attention_dq");
+  }
+  if (s.keys > 0) {
+    const dim3 grid(unsigned(ceil_div(s.keys, kRows)), unsigned(s.kv_heads), unsigned(s.batch));
+    allow_shared(attention_dkdv_kernel<T, kDim>, kShared, "attention_dkdv");
+    attention_dkdv_kernel<T, kDim><<<grid, kThreads, kShared, stream>>>(p, rules, delta, vector);
+    check_launch("attention_dkdv");
+  }
+}
+
+}  // namespace
+
+void launch(const AttentionBackward& p, int64_t stream) {
+  const AttentionShape& s = p.shape;
+  if (s.batch == 0 || s.heads == 0) return;
+  // As long as lse: packed, that is heads * tokens.
+  const int64_t rows = s.cu_seqlens_q ? s.heads * s.lse_head_stride : s.batch * s.lse_batch_stride;
+  const Workspace delta(rows, stream_of(stream));
+  for_shape(s, [&](auto element, auto width) {
+    using T = decltype(element);
+    if (rows > 0 && s.queries > 0) {
+      const dim3 grid(unsigned(ceil_div(s.queries, kThreads / 32)), unsigned(s.heads),
+                      unsigned(s.batch));
+      attention_delta_kernel<T><<<grid, kThreads, 0, stream_of(stream)>>>(p, delta.data());
+      check_launch("attention_delta");
+    }
+    backward<T, decltype(width)::value>(p, delta.data(), stream_of(stream));
+  });
+}
+
+}  // namespace fastlm::cuda

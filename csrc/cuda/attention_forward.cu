@@ -1,0 +1,172 @@
+// attention forward: online softmax (Milakov and Gimelshein 2018; Dao et al. 2022).
+//
+// A block computes 64 queries of one head. It reads its queries once, keys and values once per
+// block of queries, through two buffers that cp.async fills while the other is used, and writes its
+// output and lse once. Four warps take 16 queries each: scores and output stay in registers, and a
+// row's maximum and sum need two shuffles. Exponentials are powers of 2 with the scale folded into
+// one multiply-add. Blocks with the most keys start first.
+//
+// Before changing it: both barriers of the loop are needed. The first makes the copies of all
+// threads visible, the second keeps the buffer that is refilled next from those that still read it.
+#include "attention.cuh"
+
+namespace fastlm::cuda {
+void launch_decode(const AttentionForward& p, cudaStream_t stream);
+bool is_decode(const AttentionShape& s);
+
+namespace {
+
+template <class T, int kDim> struct ForwardTiles {
+  static constexpr int kOther = kColumns<T, kDim> * kDim;  // elements of a tile of keys
+  static constexpr int kBytes = (kRows * kDim + 4 * kOther) * int(sizeof(T));
+  Tile<T, kDim> q;
+  T* buffers;
+  __device__ explicit ForwardTiles(unsigned char* shared)
+      : q{reinterpret_cast<T*>(shared)}, buffers(q.data + kRows * kDim) {}
+  __device__ Tile<T, kDim> k(int stage) const { return {buffers + stage * 2 * kOther}; }
+  __device__ Tile<T, kDim> v(int stage) const { return {buffers + (stage * 2 + 1) * kOther}; }
+};
+
+// Two rows of a thread: running maximum of the scores and sum of exponentials.
+struct Softmax {
+  float peak[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f};
+
+  // Scores to probabilities relative to the new maximum; the sums and the output go with them.
+  template <int kN, int kDim>
+  __device__ void update(Fragment<kN>& scores, Fragment<kDim>& out, float factor) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float highest = peak[h];
+#pragma unroll
+      for (int n = 0; n < kN / 8; ++n)
+        highest = fmaxf(highest, fmaxf(scores[n][2 * h], scores[n][2 * h + 1]));
+      highest = quad_max(highest);
+      // A row that has seen no key yet: relative to 0 its exponentials are all 0.
+      const float base = highest > -INFINITY ? highest * factor : 0.0f;
+      const float shrink = exp2f(fmaf(peak[h], factor, -base));
+      peak[h] = highest;
+      total[h] *= shrink;
+#pragma unroll
+      for (int n = 0; n < kN / 8; ++n)
+#pragma unroll
+        for (int i = 2 * h; i < 2 * h + 2; ++i) {
+          scores[n][i] = exp2f(fmaf(scores[n][i], factor, -base));
+          total[h] += scores[n][i];
+        }
+#pragma unroll
+      for (int n = 0; n < kDim / 8; ++n) {
+        out[n][2 * h] *= shrink;
+        out[n][2 * h + 1] *= shrink;
+      }
+    }
+  }
+};
+
+// Softcap, and -inf where a query does not see a key. `row` is the thread's first query.
+template <int kN>
+__device__ void shape_and_mask(Fragment<kN>& scores, const Scale& scale, const Sequence& seq,
+                               int tile_query, int row, int key) {
+  const int lane = threadIdx.x % 32;
+  const bool unmasked = seq.all_seen(tile_query, tile_query + kRows, key, key + kN);
+  if (unmasked && !scale.shaped) return;
+#pragma unroll
+  for (int n = 0; n < kN / 8; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (scale.shaped) scores[n][i] = scale.shape(scores[n][i]);
+      const bool seen = unmasked || seq.sees(row + i / 2 * 8, key + n * 8 + lane % 4 * 2 + i % 2);
+      if (!seen) scores[n][i] = -INFINITY;
+    }
+}
+
+template <int kN>
+__device__ void drop(Fragment<kN>& probabilities, const DropoutRule& rule, int64_t row, int key) {
+  if (!rule.seed) return;
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int n = 0; n < kN / 8; ++n)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float2 f = dropout_factors(rule, uint64_t(row + h * 8), key + n * 8 + lane % 4 * 2);
+      probabilities[n][2 * h] *= f.x;
+      probabilities[n][2 * h + 1] *= f.y;
+    }
+}
+
+template <class T, int kDim>
+__global__ void __launch_bounds__(kThreads)
+    attention_forward_kernel(const AttentionForward p, const Scale scale, const DropoutRule rule,
+                             const bool vector) {
+  constexpr int kN = kColumns<T, kDim>;
+  extern __shared__ __align__(128) unsigned char shared[];
+  const ForwardTiles<T, kDim> tiles(shared);
+  const AttentionShape& s = p.shape;
+  const Sequence seq(s, blockIdx.z, blockIdx.y);
+  const int query = int(gridDim.x - 1 - blockIdx.x) * kRows;
+  if (query >= seq.queries) return;
+  const int queries = min(kRows, seq.queries - query), head_dim = int(s.head_dim);
+  const int64_t head = blockIdx.y, kv_head = head / (s.heads / s.kv_heads);
+  const int first = seq.lowest(query) / kN, end = (seq.highest(query + queries - 1) + kN) / kN;
+  const auto fetch = [&](int tile) {
+    const int key = tile * kN, stage = tile % 2;
+    const T* k = row_of<T>(p.k, seq.batch, seq.first_key + key, kv_head);
+    const T* v = row_of<T>(p.v, seq.batch, seq.first_key + key, kv_head);
+    load_tile<kN>(tiles.k(stage), k, p.k.row_stride, seq.keys - key, head_dim, vector);
+    load_tile<kN>(tiles.v(stage), v, p.v.row_stride, seq.keys - key, head_dim, vector);
+  };
+  load_tile<kRows>(tiles.q, row_of<T>(p.q, seq.batch, seq.first_query + query, head),
+                   p.q.row_stride, queries, head_dim, vector);
+  if (first < end) fetch(first);
+  commit_copies();
+  const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
+  const int row = query + warp_row + lane / 4;
+  Fragment<kDim> out = {};
+  Softmax softmax;
+  for (int tile = first; tile < end; ++tile) {
+    if (tile + 1 < end) fetch(tile + 1);
+    commit_copies();
+    wait_copies<1>();
+    __syncthreads();
+    Fragment<kN> scores = {};
+    multiply_transposed<kN>(scores, tiles.q, warp_row, tiles.k(tile % 2));
+    shape_and_mask<kN>(scores, scale, seq, query, row, tile * kN);
+    softmax.update<kN, kDim>(scores, out, scale.factor);
+    drop<kN>(scores, rule, seq.lse_start + row, tile * kN);
+    multiply<kN>(out, scores, tiles.v(tile % 2));
+    __syncthreads();
+  }
+  wait_copies<0>();
+  __syncthreads();  // without a key, others may still be writing queries
+  float inverse[2];
+  for (int h = 0; h < 2; ++h) {
+    const float total = quad_sum(softmax.total[h]);
+    inverse[h] = seq.overrun ? NAN : total > 0 ? 1.0f / total : 0.0f;
+    if (lane % 4 == 0 && row + h * 8 < seq.queries)
+      static_cast<float*>(p.lse)[seq.lse_start + row + h * 8] =
+          softmax.peak[h] * scale.natural + logf(total);
+  }
+  put_fragment(tiles.q, out, inverse[0], inverse[1]);
+  __syncthreads();
+  store_tile(tiles.q, row_of<T>(p.o, seq.batch, seq.first_query + query, head), p.o.row_stride,
+             queries, head_dim, vector);
+}
+
+}  // namespace
+
+void launch(const AttentionForward& p, int64_t stream) {
+  const AttentionShape& s = p.shape;
+  if (s.batch == 0 || s.queries == 0 || s.heads == 0) return;
+  if (is_decode(s)) return launch_decode(p, stream_of(stream));
+  for_shape(s, [&](auto element, auto width) {
+    using T = decltype(element);
+    constexpr int kDim = decltype(width)::value;
+    const auto kernel = attention_forward_kernel<T, kDim>;
+    allow_shared(kernel, ForwardTiles<T, kDim>::kBytes, "attention_forward");
+    const dim3 grid(unsigned(ceil_div(s.queries, kRows)), unsigned(s.heads), unsigned(s.batch));
+    kernel<<<grid, kThreads, ForwardTiles<T, kDim>::kBytes, stream_of(stream)>>>(
+        p, Scale(s), DropoutRule(s.seed, s.dropout_p), all_vectors(s, {p.q, p.k, p.v, p.o}));
+    check_launch("attention_forward");
+  });
+}
+
+}  // namespace fastlm::cuda

@@ -14,11 +14,13 @@ namespace fastlm::cuda {
 
 constexpr int kRows = 64, kThreads = 128;
 template <class T, int kDim> constexpr int kColumns = kDim == 64 ? 64 : sizeof(T) == 4 ? 16 : 32;
-constexpr float kLog2e = 1.4426950408889634f;
+constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
-// What a raw score q k is multiplied by: `natural` for the exponent of e, `factor` for that of 2.
-// With a softcap scores are shaped first, and then multiplied by 1.
-struct Scale {
+// From raw scores q k to exponentials. With a softcap scores are shaped first. In 16 bits the scale
+// is folded into base 2, one multiply-add; in float32 the difference is taken in base e, because a
+// rounded scale times log2(e) would put scores of 20 off by 1e-6.
+template <class T> struct Scale {
+  static constexpr bool kWide = sizeof(T) == 4;
   float softmax, softcap, natural, factor;
   bool shaped;
 
@@ -27,7 +29,7 @@ struct Scale {
         softcap(float(s.softcap)),
         shaped(s.softcap > 0 || !(s.softmax_scale > 0)) {
     natural = shaped ? 1.0f : softmax;
-    factor = shaped ? kLog2e : float(s.softmax_scale * 1.4426950408889634);
+    factor = kWide ? natural : float((shaped ? 1.0 : s.softmax_scale) * 1.4426950408889634);
   }
   __device__ float shape(float raw) const {
     return softcap > 0 ? softcap * tanhf(raw * softmax / softcap) : raw * softmax;
@@ -35,6 +37,19 @@ struct Scale {
   // d shaped / d raw, given the shaped score.
   __device__ float slope(float score) const {
     return softcap > 0 ? softmax * (1.0f - (score / softcap) * (score / softcap)) : softmax;
+  }
+  // What exponentials are relative to; where no key was seen, 0: they are all 0 then.
+  __device__ float base(float peak) const { return peak > -INFINITY ? peak * factor : 0.0f; }
+  __device__ float power(float score, float base) const {
+    const float exponent = fmaf(score, factor, -base);
+    return exp2f(kWide ? exponent * kLog2e : exponent);
+  }
+  __device__ float lse(float peak, float total) const {
+    return base(peak) * (kWide ? 1.0f : kLn2) + logf(total);
+  }
+  // Not relative to lse in base 2: that, rounded, would put every probability of a row off.
+  __device__ float probability(float score, float lse) const {
+    return exp2f(fmaf(score, natural, -lse) * kLog2e);
   }
 };
 

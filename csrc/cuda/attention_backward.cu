@@ -35,17 +35,17 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- scores and their gradients ----
 
-struct Rules {
-  Scale scale;
+template <class T> struct Rules {
+  Scale<T> scale;
   DropoutRule dropout;
 };
 
 // Of one element: score becomes p f, product = dout v^T becomes ds.
-__device__ inline void differentiate(float& score, float& product, bool seen, float lse,
-                                     float delta, float dropped, const Scale& scale) {
+template <class T>
+__device__ void differentiate(float& score, float& product, bool seen, float lse, float delta,
+                              float dropped, const Scale<T>& scale) {
   const float shaped = scale.shaped ? scale.shape(score) : score;
-  // The difference first: lse in base 2, rounded, would put every probability of a row off.
-  const float p = seen ? exp2f(fmaf(shaped, scale.natural, -lse) * kLog2e) : 0.0f;
+  const float p = seen ? scale.probability(shaped, lse) : 0.0f;
   product = seen ? p * (dropped * product - delta) * scale.slope(shaped) : 0.0f;
   score = p * dropped;
 }
@@ -71,7 +71,7 @@ template <class T, int kDim> struct BackwardTiles {
 
 template <class T, int kDim>
 __global__ void __launch_bounds__(kThreads)
-    attention_dq_kernel(const AttentionBackward p, const Rules rules, const float* const delta,
+    attention_dq_kernel(const AttentionBackward p, const Rules<T> rules, const float* const delta,
                         const bool vector) {
   constexpr int kN = kColumns<T, kDim>;
   extern __shared__ __align__(128) unsigned char shared[];
@@ -159,7 +159,7 @@ struct QueryTiles {
 
 template <class T, int kDim>
 __global__ void __launch_bounds__(kThreads)
-    attention_dkdv_kernel(const AttentionBackward p, const Rules rules, const float* const delta,
+    attention_dkdv_kernel(const AttentionBackward p, const Rules<T> rules, const float* const delta,
                           const bool vector) {
   constexpr int kN = kColumns<T, kDim>;
   extern __shared__ __align__(128) unsigned char shared[];
@@ -244,7 +244,7 @@ template <class T, int kDim>
 void backward(const AttentionBackward& p, const float* delta, cudaStream_t stream) {
   const AttentionShape& s = p.shape;
   constexpr int kShared = BackwardTiles<T, kDim>::kBytes;
-  const Rules rules{Scale(s), DropoutRule(s.seed, s.dropout_p)};
+  const Rules<T> rules{Scale<T>(s), DropoutRule(s.seed, s.dropout_p)};
   const bool vector = all_vectors(s, {p.dout, p.q, p.k, p.v, p.dq, p.dk, p.dv});
   if (s.queries > 0) {
     const dim3 grid(unsigned(ceil_div(s.queries, kRows)), unsigned(s.heads), unsigned(s.batch));

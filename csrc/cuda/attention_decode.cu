@@ -19,11 +19,10 @@ constexpr int kWarps = kThreads / 32;
 template <int kCount> struct Partial {
   float peak = -INFINITY, total = 0.0f, out[kCount] = {};
 
-  __device__ void join(const Partial& other, float factor) {
+  template <class T> __device__ void join(const Partial& other, const Scale<T>& scale) {
     const float highest = fmaxf(peak, other.peak);
-    const float base = highest > -INFINITY ? highest * factor : 0.0f;
-    const float ours = exp2f(fmaf(peak, factor, -base));
-    const float theirs = exp2f(fmaf(other.peak, factor, -base));
+    const float base = scale.base(highest);
+    const float ours = scale.power(peak, base), theirs = scale.power(other.peak, base);
     peak = highest;
     total = total * ours + other.total * theirs;
 #pragma unroll
@@ -56,7 +55,7 @@ struct DecodeRow {
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    attention_decode_kernel(const AttentionForward p, const Scale scale, const Slices slices,
+    attention_decode_kernel(const AttentionForward p, const Scale<T> scale, const Slices slices,
                             const int lanes_per_key, const bool vector) {
   constexpr int kCount = kPack<T>;
   __shared__ float exchange[kWarps][kDecodeRows][2 + kMostHeadDim];
@@ -105,7 +104,7 @@ __global__ void __launch_bounds__(kThreads)
       one.total = 1.0f;
 #pragma unroll
       for (int i = 0; i < kCount; ++i) one.out[i] = v[i];
-      parts[r].join(one, scale.factor);
+      parts[r].join(one, scale);
     }
   }
 #pragma unroll
@@ -116,7 +115,7 @@ __global__ void __launch_bounds__(kThreads)
       theirs.total = __shfl_xor_sync(~0u, parts[r].total, other);
 #pragma unroll
       for (int i = 0; i < kCount; ++i) theirs.out[i] = __shfl_xor_sync(~0u, parts[r].out[i], other);
-      parts[r].join(theirs, scale.factor);
+      parts[r].join(theirs, scale);
     }
     if (lane >= lanes_per_key) continue;
     exchange[warp][r][0] = parts[r].peak;
@@ -132,7 +131,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int d = threadIdx.x; d < head_dim; d += kThreads) {
       Partial<1> all;
       for (int w = 0; w < kWarps; ++w)
-        all.join({exchange[w][r][0], exchange[w][r][1], {exchange[w][r][2 + d]}}, scale.factor);
+        all.join({exchange[w][r][0], exchange[w][r][1], {exchange[w][r][2 + d]}}, scale);
       slice[2 + d] = all.out[0];
       if (d > 0) continue;
       slice[0] = all.peak;
@@ -144,7 +143,7 @@ __global__ void __launch_bounds__(kThreads)
 // A block per query and head joins its slices; reads them once, writes o and lse once.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    attention_join_kernel(const AttentionForward p, const Scale scale, const Slices slices) {
+    attention_join_kernel(const AttentionForward p, const Scale<T> scale, const Slices slices) {
   const AttentionShape& s = p.shape;
   const int64_t query = blockIdx.x, head = blockIdx.y, batch = blockIdx.z;
   const Sequence seq(s, batch, head);
@@ -153,13 +152,11 @@ __global__ void __launch_bounds__(kThreads)
     Partial<1> all;
     for (int i = 0; i < slices.count; ++i) {
       const float* slice = slices.at(row, i, s.head_dim);
-      all.join({slice[0], slice[1], {slice[2 + d]}}, scale.factor);
+      all.join({slice[0], slice[1], {slice[2 + d]}}, scale);
     }
     const float o = all.total > 0 ? all.out[0] / all.total : 0.0f;
     row_of<T>(p.o, batch, query, head)[d] = narrow<T>(seq.overrun ? NAN : o);
-    if (d == 0)
-      static_cast<float*>(p.lse)[seq.lse_start + query] =
-          all.peak * scale.natural + logf(all.total);
+    if (d == 0) static_cast<float*>(p.lse)[seq.lse_start + query] = scale.lse(all.peak, all.total);
   }
 }
 
@@ -195,11 +192,11 @@ void launch_decode(const AttentionForward& p, cudaStream_t stream) {
     const Workspace partial(results * (2 + s.head_dim), stream);
     const Slices slices{partial.data(), int(count)};
     const dim3 grid(unsigned(count), unsigned(blocks / s.batch), unsigned(s.batch));
-    attention_decode_kernel<T><<<grid, kThreads, 0, stream>>>(p, Scale(s), slices, lanes,
+    attention_decode_kernel<T><<<grid, kThreads, 0, stream>>>(p, Scale<T>(s), slices, lanes,
                                                               all_vectors(s, {p.q, p.k, p.v}));
     check_launch("attention_decode");
     const dim3 joins(unsigned(s.queries), unsigned(s.heads), unsigned(s.batch));
-    attention_join_kernel<T><<<joins, kThreads, 0, stream>>>(p, Scale(s), slices);
+    attention_join_kernel<T><<<joins, kThreads, 0, stream>>>(p, Scale<T>(s), slices);
     check_launch("attention_join");
   });
 }

@@ -3,8 +3,7 @@
 // A block computes 64 queries of one head. It reads its queries once, keys and values once per
 // block of queries, through two buffers that cp.async fills while the other is used, and writes its
 // output and lse once. Four warps take 16 queries each: scores and output stay in registers, and a
-// row's maximum and sum need two shuffles. Exponentials are powers of 2 with the scale folded into
-// one multiply-add. Blocks with the most keys start first.
+// row's maximum and sum need two shuffles. Blocks with the most keys start first.
 //
 // Before changing it: both barriers of the loop are needed. The first makes the copies of all
 // threads visible, the second keeps the buffer that is refilled next from those that still read it.
@@ -32,8 +31,8 @@ struct Softmax {
   float peak[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f};
 
   // Scores to probabilities relative to the new maximum; the sums and the output go with them.
-  template <int kN, int kDim>
-  __device__ void update(Fragment<kN>& scores, Fragment<kDim>& out, float factor) {
+  template <int kN, int kDim, class T>
+  __device__ void update(Fragment<kN>& scores, Fragment<kDim>& out, const Scale<T>& scale) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       float highest = peak[h];
@@ -41,16 +40,14 @@ struct Softmax {
       for (int n = 0; n < kN / 8; ++n)
         highest = fmaxf(highest, fmaxf(scores[n][2 * h], scores[n][2 * h + 1]));
       highest = quad_max(highest);
-      // A row that has seen no key yet: relative to 0 its exponentials are all 0.
-      const float base = highest > -INFINITY ? highest * factor : 0.0f;
-      const float shrink = exp2f(fmaf(peak[h], factor, -base));
+      const float base = scale.base(highest), shrink = scale.power(peak[h], base);
       peak[h] = highest;
       total[h] *= shrink;
 #pragma unroll
       for (int n = 0; n < kN / 8; ++n)
 #pragma unroll
         for (int i = 2 * h; i < 2 * h + 2; ++i) {
-          scores[n][i] = exp2f(fmaf(scores[n][i], factor, -base));
+          scores[n][i] = scale.power(scores[n][i], base);
           total[h] += scores[n][i];
         }
 #pragma unroll
@@ -63,8 +60,8 @@ struct Softmax {
 };
 
 // Softcap, and -inf where a query does not see a key. `row` is the thread's first query.
-template <int kN>
-__device__ void shape_and_mask(Fragment<kN>& scores, const Scale& scale, const Sequence& seq,
+template <int kN, class T>
+__device__ void shape_and_mask(Fragment<kN>& scores, const Scale<T>& scale, const Sequence& seq,
                                int tile_query, int row, int key) {
   const int lane = threadIdx.x % 32;
   const bool unmasked = seq.all_seen(tile_query, tile_query + kRows, key, key + kN);
@@ -95,7 +92,7 @@ __device__ void drop(Fragment<kN>& probabilities, const DropoutRule& rule, int64
 
 template <class T, int kDim>
 __global__ void __launch_bounds__(kThreads)
-    attention_forward_kernel(const AttentionForward p, const Scale scale, const DropoutRule rule,
+    attention_forward_kernel(const AttentionForward p, const Scale<T> scale, const DropoutRule rule,
                              const bool vector) {
   constexpr int kN = kColumns<T, kDim>;
   extern __shared__ __align__(128) unsigned char shared[];
@@ -130,7 +127,7 @@ __global__ void __launch_bounds__(kThreads)
     Fragment<kN> scores = {};
     multiply_transposed<kN>(scores, tiles.q, warp_row, tiles.k(tile % 2));
     shape_and_mask<kN>(scores, scale, seq, query, row, tile * kN);
-    softmax.update<kN, kDim>(scores, out, scale.factor);
+    softmax.update<kN, kDim>(scores, out, scale);
     drop<kN>(scores, rule, seq.lse_start + row, tile * kN);
     multiply<kN>(out, scores, tiles.v(tile % 2));
     __syncthreads();
@@ -142,8 +139,7 @@ __global__ void __launch_bounds__(kThreads)
     const float total = quad_sum(softmax.total[h]);
     inverse[h] = seq.overrun ? NAN : total > 0 ? 1.0f / total : 0.0f;
     if (lane % 4 == 0 && row + h * 8 < seq.queries)
-      static_cast<float*>(p.lse)[seq.lse_start + row + h * 8] =
-          softmax.peak[h] * scale.natural + logf(total);
+      static_cast<float*>(p.lse)[seq.lse_start + row + h * 8] = scale.lse(softmax.peak[h], total);
   }
   put_fragment(tiles.q, out, inverse[0], inverse[1]);
   __syncthreads();
@@ -164,7 +160,7 @@ void launch(const AttentionForward& p, int64_t stream) {
     allow_shared(kernel, ForwardTiles<T, kDim>::kBytes, "attention_forward");
     const dim3 grid(unsigned(ceil_div(s.queries, kRows)), unsigned(s.heads), unsigned(s.batch));
     kernel<<<grid, kThreads, ForwardTiles<T, kDim>::kBytes, stream_of(stream)>>>(
-        p, Scale(s), DropoutRule(s.seed, s.dropout_p), all_vectors(s, {p.q, p.k, p.v, p.o}));
+        p, Scale<T>(s), DropoutRule(s.seed, s.dropout_p), all_vectors(s, {p.q, p.k, p.v, p.o}));
     check_launch("attention_forward");
   });
 }

@@ -96,31 +96,48 @@ __device__ void multiply_transposed(Fragment<kN>& d, Tile<T, kDim> a, int first_
   }
 }
 
+// Eight times kCount columns of the product below, from the `first` eight on, in float32.
+template <int kK, int kCount, int kDim>
+__device__ void multiply_columns(float (&d)[kCount][4], const Fragment<kK>& a, Tile<float, kDim> b,
+                                 int first) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int n = 0; n < kK / 8; ++n)
+#pragma unroll 1  // otherwise all loads are moved to the front, and registers run out
+    for (int owner = 0; owner < 4; ++owner) {  // holds two columns of these eight of A
+      float rows[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) rows[i] = __shfl_sync(~0u, a[n][i], lane / 4 * 4 + owner);
+      const int k = n * 8 + owner * 2;
+#pragma unroll
+      for (int c = 0; c < kCount; ++c)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const float* const two = b.element(k + i, (first + c) * 8 + lane % 4 * 2);
+          const float2 columns = *reinterpret_cast<const float2*>(two);
+          d[c][0] = fmaf(rows[i], columns.x, d[c][0]);
+          d[c][1] = fmaf(rows[i], columns.y, d[c][1]);
+          d[c][2] = fmaf(rows[2 + i], columns.x, d[c][2]);
+          d[c][3] = fmaf(rows[2 + i], columns.y, d[c][3]);
+        }
+    }
+}
+
 // d (16 x kDim) += A (16 x kK) B: A is a result still in registers, B kK rows of a tile.
 template <int kK, class T, int kDim>
 __device__ void multiply(Fragment<kDim>& d, const Fragment<kK>& a, Tile<T, kDim> b) {
   const int lane = threadIdx.x % 32;
   if constexpr (sizeof(T) == 4) {
+    constexpr int kAtOnce = kDim > 64 ? 2 : 4;
 #pragma unroll
-    for (int n = 0; n < kK / 8; ++n)
-#pragma unroll 1  // otherwise all loads are moved to the front, and registers run out
-      for (int owner = 0; owner < 4; ++owner) {  // holds two columns of these eight of A
-        float rows[4];
+    for (int first = 0; first < kDim / 8; first += kAtOnce) {
+      float sums[kAtOnce][4] = {};  // a sum of short sums rounds less than one long one
+      multiply_columns<kK>(sums, a, b, first);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) rows[i] = __shfl_sync(~0u, a[n][i], lane / 4 * 4 + owner);
-        const int k = n * 8 + owner * 2;
+      for (int c = 0; c < kAtOnce; ++c)
 #pragma unroll
-        for (int c = 0; c < kDim / 8; ++c)
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            const float* const two = b.element(k + i, c * 8 + lane % 4 * 2);
-            const float2 columns = *reinterpret_cast<const float2*>(two);
-            d[c][0] = fmaf(rows[i], columns.x, d[c][0]);
-            d[c][1] = fmaf(rows[i], columns.y, d[c][1]);
-            d[c][2] = fmaf(rows[2 + i], columns.x, d[c][2]);
-            d[c][3] = fmaf(rows[2 + i], columns.y, d[c][3]);
-          }
-      }
+        for (int i = 0; i < 4; ++i) d[first + c][i] += sums[c][i];
+    }
   } else {
 #pragma unroll
     for (int k = 0; k < kK / 16; ++k) {

@@ -22,7 +22,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 CPU_SHARED = ("module.cpp", "dispatch.cpp", "memory.cpp")  # compiled once, for any processor
 CXX_FLAGS = "-std=c++17 -O3 -fPIC -fopenmp -fvisibility=hidden -Wall -Wextra -Wno-psabi"
-NVCC_FLAGS = "-std=c++17 -O3 -lineinfo -Xcompiler=-fPIC"
+NVCC_FLAGS = "-std=c++17 -O3 -lineinfo -Xcompiler=-fPIC,-fvisibility=hidden,-Wall"
 # GCC 12 warns of its own _mm512_undefined_* (bug 105593).
 AVX512 = "-march=x86-64-v4 -mprefer-vector-width=512 -Wno-uninitialized -Wno-maybe-uninitialized"
 ISAS = {
@@ -68,48 +68,40 @@ def cpu_edges(build: Path) -> tuple[list[str], list[Path]]:
 
 
 def cuda_edges(build: Path) -> tuple[list[str], list[Path]]:
-    """The same for fastlm._cuda: sm_80, sm_90a and PTX of the newest for what comes after."""
+    """The same for fastlm._cuda: sm_80, sm_90a and PTX of the first for what comes after."""
     archs = os.environ.get("FASTLM_CUDA_ARCHS", "80;90a").split(";")
-    gencode = " ".join(f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs)
-    ptx = f"-gencode=arch=compute_{archs[0].rstrip('a')},code=compute_{archs[0].rstrip('a')}"
+    ptx = archs[0].rstrip("a")
+    codes = [(arch, f"sm_{arch}") for arch in archs] + [(ptx, f"compute_{ptx}")]
+    gencode = " ".join(f"-gencode=arch=compute_{arch},code={code}" for arch, code in codes)
     lines, objects = [], []
-    for source in sorted((ROOT / "csrc" / "cuda").glob("*.c[up]*")):
+    for source in sorted((ROOT / "csrc" / "cuda").glob("*")):
         if source.suffix not in (".cu", ".cpp"):
             continue
-        target = build / f"cuda-{source.stem}.o"
+        target = build / f"{source.stem}.o"
         objects.append(target)
-        rule = "nvcc" if source.suffix == ".cu" else "cxx"
-        lines.extend(
-            [f"build {target}: {rule} {source}", f"  flags = {gencode} {ptx}" * (rule == "nvcc")]
-        )
+        flags = gencode if source.suffix == ".cu" else "-x c++"
+        lines.extend([f"build {target}: cxx {source}", f"  flags = {flags}"])
     return lines, objects
 
 
 def ninja_file(build: Path, target: Path, nvcc: str | None) -> str:
-    """The build of one module, as text."""
+    """The build of one module, as text. nvcc compiles and links the whole of fastlm._cuda, host
+    code too: it knows where the toolkit is.
+    """
     includes = f"-I{sysconfig.get_path('include')} -I{pybind11.get_include()}"
-    cxx = os.environ.get("CXX", "g++")
+    compiler = nvcc or os.environ.get("CXX", "g++")
     edges, objects = cuda_edges(build) if nvcc else cpu_edges(build)
-    runtime = (
-        f"-L{Path(nvcc).resolve().parent.parent}/lib64 -lcudart_static -ldl -lrt -lpthread"
-        if nvcc
-        else ""
-    )
     return "\n".join(
         [
-            f"cxxflags = {CXX_FLAGS} {includes}",
             "rule cxx",
-            f"  command = {cxx} $cxxflags $flags -MMD -MF $out.d -c $in -o $out",
+            f"  command = {compiler} {NVCC_FLAGS if nvcc else CXX_FLAGS} {includes} $flags"
+            " -MMD -MF $out.d -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "  description = c++ $out",
-            "rule nvcc",
-            f"  command = {nvcc} {NVCC_FLAGS} $flags -MMD -MF $out.d -c $in -o $out",
-            "  depfile = $out.d",
-            "  deps = gcc",
-            "  description = nvcc $out",
             "rule link",
-            f"  command = {cxx} -shared $in -o $out -fopenmp {runtime}",
+            f"  command = {compiler} -shared $in -o $out"
+            + (" -cudart static" if nvcc else " -fopenmp"),
             "  description = link $out",
             *edges,
             f"build {target}: link {' '.join(map(str, objects))}",

@@ -13,7 +13,7 @@
 namespace fastlm::cuda {
 
 constexpr int kRows = 64, kThreads = 128;
-template <class T, int kDim> constexpr int kColumns = kDim == 64 ? 64 : sizeof(T) == 4 ? 16 : 32;
+template <class T, int kDim> constexpr int kColumns = kDim == 64 ? 64 : sizeof(T) == 4 ? 8 : 32;
 constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
 // From raw scores q k to exponentials. With a softcap scores are shaped first. In 16 bits the scale

@@ -20,7 +20,7 @@ namespace {
 
 // A warp per query and head. Reads dout and o once.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     attention_delta_kernel(const AttentionBackward p, float* const delta) {
   const Sequence seq(p.shape, blockIdx.z, blockIdx.y);
   const int query = int(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
@@ -70,7 +70,7 @@ template <class T, int kDim> struct BackwardTiles {
 };
 
 template <class T, int kDim>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     attention_dq_kernel(const AttentionBackward p, const Rules<T> rules, const float* const delta,
                         const bool vector) {
   constexpr int kN = kColumns<T, kDim>;
@@ -158,7 +158,7 @@ struct QueryTiles {
 };
 
 template <class T, int kDim>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     attention_dkdv_kernel(const AttentionBackward p, const Rules<T> rules, const float* const delta,
                           const bool vector) {
   constexpr int kN = kColumns<T, kDim>;

@@ -91,7 +91,7 @@ __device__ void drop(Fragment<kN>& probabilities, const DropoutRule& rule, int64
 }
 
 template <class T, int kDim>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     attention_forward_kernel(const AttentionForward p, const Scale<T> scale, const DropoutRule rule,
                              const bool vector) {
   constexpr int kN = kColumns<T, kDim>;

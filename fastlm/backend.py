@@ -163,19 +163,31 @@ def load(kernel_name: str, op: str) -> ModuleType:
     return _emulated(base, module)
 
 
+def cuda_sources() -> list[Path]:
+    """The files that fastlm._cuda is built from."""
+    return [file for file in _CUDA_SOURCES.glob("cuda/*") if file.suffix in (".cu", ".cpp")]
+
+
+def emulated_cuda(sources: list[Path] | None = None) -> ModuleType:
+    """fastlm._cuda, built from its sources or from others, with its kernels in the emulator."""
+    from . import emulator
+
+    return emulator.extension(
+        sources or cuda_sources(),
+        name="_cuda",
+        # torch has pybind11's headers.
+        include=[_CUDA_SOURCES, Path(torch.__file__).parent / "include"],
+        flags=["-DFASTLM_DEVICE_TYPE=fastlm::dlpack::kCpu"],
+    )
+
+
 @functools.cache
 def _emulated(base: str, module: str) -> ModuleType:
     """That module with its launches in the emulator; CUDA's is built for it here, from csrc/."""
     from . import emulator
 
     if base == "cuda":
-        return emulator.extension(
-            [file for file in _CUDA_SOURCES.glob("cuda/*") if file.suffix in (".cu", ".cpp")],
-            name="_cuda",
-            # torch has pybind11's headers.
-            include=[_CUDA_SOURCES, Path(torch.__file__).parent / "include"],
-            flags=["-DFASTLM_DEVICE_TYPE=fastlm::dlpack::kCpu"],
-        )
+        return emulated_cuda()
     launch = importlib.import_module("fastlm.kernels.launch")
     launch.emulate = emulator.triton_launcher  # type: ignore[attr-defined]
     return importlib.import_module(module)

@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(kColumns* kWarps) column_sums_kernel(const Col
       sum += partial[part * p.cols + column];
   sums[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
-  void* out = p.out[blockIdx.y];
+  void* out = blockIdx.y == 0 ? p.out[0] : p.out[1];
   if (threadIdx.y != 0 || column >= p.cols || !out) return;
   for (int w = 1; w < kWarps; ++w) sum += sums[w][threadIdx.x];
   if (p.dtype == DType::f32)

@@ -227,6 +227,8 @@ def _link(nvcc, name, objects):
 
 
 def _import(name, path):
+    # pybind11 hands out the first module of a name again; the last part names the init function.
+    name = f"{path.name.partition('.')[0].replace('-', '_')}.{name}"
     try:
         loader = importlib.machinery.ExtensionFileLoader(name, str(path))
         spec = importlib.util.spec_from_file_location(name, path, loader=loader)

@@ -1,0 +1,51 @@
+"""Every kernel compiles for sm_80 and sm_90a without a warning, a spill or local memory, and with
+the registers and shared memory that were committed."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from . import resources
+
+pytestmark = pytest.mark.skipif(resources.toolkit() is None, reason="nvcc is not on the PATH")
+
+
+@pytest.fixture(scope="module", params=resources.ARCHS)
+def compiled(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cubins")
+    return request.param, resources.measure(request.param, folder), folder
+
+
+def test_resources(compiled):
+    """One test, so that processes that share the suite compile each source once."""
+    arch, kernels, folder = compiled
+    assert len(kernels) > 40
+    for name, numbers in kernels.items():
+        assert (numbers["spills"], numbers["stack"]) == (0, 0), f"{name} on sm_{arch} spills"
+    table = json.loads(resources.TABLE.read_text())
+    if table["nvcc"] == resources.toolkit():
+        assert kernels == table[f"sm_{arch}"], "regenerate: python -m tests.cuda.resources"
+    disassembler = _nvdisasm()
+    if disassembler is None:
+        return  # ptxas has said the same already: no stack frame
+    for cubin in folder.glob(f"*-{arch}.cubin"):
+        text = subprocess.run([disassembler, "-c", cubin], capture_output=True, text=True).stdout
+        assert "EXIT" in text
+        assert not [line for line in text.splitlines() if " LDL" in line or " STL" in line]
+
+
+def _nvdisasm():
+    """From the toolkit, or the one that triton brings along."""
+    if shutil.which("nvdisasm"):
+        return shutil.which("nvdisasm")
+    triton = pytest.importorskip("triton")
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+    return path if path.exists() else None
+
+
+def test_names_are_readable():
+    mangled = "_ZN6fastlm4cuda12_GLOBAL__N_124attention_forward_kernelI13__nv_bfloat16Li64EEEvNS_1X"
+    assert resources.readable(mangled) == "attention_forward_kernel<bfloat16, 64>"

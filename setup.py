@@ -138,7 +138,9 @@ if find_nvcc():
 setup(
     packages=[*find_packages(include=["fastlm", "fastlm.*"]), "fastlm.data", "fastlm.kernels"],
     package_dir={"fastlm": "fastlm", "fastlm.kernels": "kernels"},
-    package_data={"fastlm": ["py.typed", "*.pyi", "data/*.gz", "emulator/runtime/*", "emulator/cudart/*"]},
+    package_data={
+        "fastlm": ["py.typed", "*.pyi", "data/*.gz", "emulator/runtime/*", "emulator/cudart/*"]
+    },
     ext_modules=extensions,
     cmdclass={"build_ext": BuildWithNinja},
 )

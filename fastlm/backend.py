@@ -87,7 +87,7 @@ KERNELS: dict[str, list[Kernel]] = {
 
 BACKENDS = ("cuda", "triton", "cpp", "torch")
 _EMULATED = "emulated:"
-_CUDA_SOURCES = Path(__file__).parents[1] / "csrc"
+CUDA_SOURCES = Path(__file__).parents[1] / "csrc"
 # What use() or FASTLM_BACKEND asks for. A plain global and no context variable: torch.compile
 # guards on the one, so that a compiled function follows use(), and cannot trace the other.
 _forced = os.environ.get("FASTLM_BACKEND") or None
@@ -160,37 +160,9 @@ def load(kernel_name: str, op: str) -> ModuleType:
     module = next(k.module for k in KERNELS[op] if k.name == base)
     if base == kernel_name:
         return importlib.import_module(module)
-    return _emulated(base, module)
+    from . import emulated
 
-
-def cuda_sources() -> list[Path]:
-    """The files that fastlm._cuda is built from."""
-    return [file for file in _CUDA_SOURCES.glob("cuda/*") if file.suffix in (".cu", ".cpp")]
-
-
-def emulated_cuda(sources: list[Path] | None = None) -> ModuleType:
-    """fastlm._cuda, built from its sources or from others, with its kernels in the emulator."""
-    from . import emulator
-
-    return emulator.extension(
-        sources or cuda_sources(),
-        name="_cuda",
-        # torch has pybind11's headers.
-        include=[_CUDA_SOURCES, Path(torch.__file__).parent / "include"],
-        flags=["-DFASTLM_DEVICE_TYPE=fastlm::dlpack::kCpu"],
-    )
-
-
-@functools.cache
-def _emulated(base: str, module: str) -> ModuleType:
-    """That module with its launches in the emulator; CUDA's is built for it here, from csrc/."""
-    from . import emulator
-
-    if base == "cuda":
-        return emulated_cuda()
-    launch = importlib.import_module("fastlm.kernels.launch")
-    launch.emulate = emulator.triton_launcher  # type: ignore[attr-defined]
-    return importlib.import_module(module)
+    return emulated.module_of(base, module)
 
 
 @_constant
@@ -200,8 +172,8 @@ def _cannot_emulate(base: str) -> str | None:
         return not_installed("triton")
     if base != "cuda":
         return "only cuda and triton kernels are emulated"
-    if not _CUDA_SOURCES.is_dir():
-        return f"needs the CUDA sources in {_CUDA_SOURCES}, which are not installed: use a clone"
+    if not CUDA_SOURCES.is_dir():
+        return f"needs the CUDA sources in {CUDA_SOURCES}, which are not installed: use a clone"
     return None if shutil.which("nvcc") else "needs nvcc, which is not on the PATH"
 
 

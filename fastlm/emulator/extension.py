@@ -1,7 +1,7 @@
 """A CUDA extension, host code and all, built for a machine that has no GPU.
 
-Its sources are compiled by nvcc unchanged; in place of cudart they are linked with cudart/cudart.cpp,
-whose launches come here and run in the emulator.
+Its sources are compiled by nvcc unchanged; in place of cudart they are linked with
+cudart/cudart.cpp, whose launches come here and run in the emulator.
 """
 
 import ctypes
@@ -163,7 +163,7 @@ def extension(sources, *, name, include=(), flags=(), arch=80, **options):
     path = _link(nvcc, name, [folder / "object.o" for folder in built])
     native = _import(name, path)
     library = ctypes.CDLL(str(path))
-    kernels = {}
+    kernels: dict[str, Module] = {}
     for text in (folder / "kernels.ptx" for folder in built):
         if text.exists():
             module = Module(text.read_text(), Options(**options))

@@ -1,6 +1,6 @@
 """What ptxas says of every kernel, for sm_80 and sm_90a.
 
-    python -m tests.cuda.resources    writes resources.json anew; look at what changed in it
+python -m tests.cuda.resources    writes resources.json anew; look at what changed in it
 """
 
 import json

@@ -2,18 +2,17 @@
 goes wrong in practice. Each is one replaced line; what finds it is said beside it."""
 
 import shutil
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
 
-from fastlm import backend, emulator
+from fastlm import emulated, emulator
+from fastlm.backend import CUDA_SOURCES as CSRC
 
 from . import resources
 
 pytestmark = pytest.mark.skipif(resources.toolkit() is None, reason="nvcc is not on the PATH")
-CSRC = Path(backend.__file__).parents[1] / "csrc"
 BF16 = torch.bfloat16
 
 
@@ -91,8 +90,8 @@ def build(tmp_path):
         text = (folder / bug.file).read_text()
         assert text.count(bug.right) == 1, f"{bug.name}: the line that it replaces has changed"
         (folder / bug.file).write_text(text.replace(bug.right, bug.wrong))
-        sources = [file for file in backend.cuda_sources() if file.name != bug.source]
-        return backend.emulated_cuda([*sources, folder / bug.source])
+        sources = [file for file in emulated.cuda_sources() if file.name != bug.source]
+        return emulated.cuda([*sources, folder / bug.source])
 
     return extension
 
@@ -101,7 +100,7 @@ def build(tmp_path):
 @pytest.mark.parametrize("options", [{}, RACES], ids=["plain", "races"])
 def test_nothing_is_found_without_a_bug(call, options):
     with emulator.defaults(**options):
-        assert is_right(*call(backend.emulated_cuda()))
+        assert is_right(*call(emulated.module_of("cuda", "fastlm._cuda")))
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name.replace(" ", "-"))

@@ -35,17 +35,26 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'fastlm/emulator/runtime/*')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'fastlm/emulator/runtime/*' 'fastlm/emulator/cudart/*')
 
 bench: install
 	$(BIN)/python -m benchmarks
 
-# On a machine with CUDA: build and test there, results into out/gpu, with the Python that is active.
+# On a machine with CUDA, with the Python that is active and nothing downloaded: build, test on the GPU,
+# look for wild accesses and races on small shapes, measure. Results lie in out/gpu; a failing step
+# lets the next ones run, and fails the whole.
 gpu:
-	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
+	FASTLM_CUDA=1 $(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
 	mkdir -p out/gpu
 	$(PYTHON) -m fastlm info | tee out/gpu/info.txt
-	$(PYTHON) -m pytest --junitxml=out/gpu/tests.xml
+	status=0; \
+	timeout 200 $(PYTHON) -m pytest -k "cuda or triton or gpu" --junitxml=out/gpu/tests.xml tests --ignore=tests/cuda --ignore=tests/emulator || status=1; \
+	for tool in memcheck racecheck; do \
+	  command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer is not installed"; break; }; \
+	  timeout 60 compute-sanitizer --tool $$tool --error-exitcode 1 $(PYTHON) -m pytest -k "as_accurate and cuda and (affine or mean or causal) and bfloat16" tests >out/gpu/$$tool.txt 2>&1 || status=1; \
+	done; \
+	$(PYTHON) -m benchmarks.gpu --out out/gpu --seconds 150 || status=1; \
+	exit $$status
 
 clean:
 	rm -rf build dist out $(VENV) fastlm/*.so fastlm.egg-info

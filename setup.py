@@ -15,7 +15,6 @@ import subprocess
 import sysconfig
 from pathlib import Path
 
-import pybind11
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
@@ -88,7 +87,7 @@ def ninja_file(build: Path, target: Path, nvcc: str | None) -> str:
     """The build of one module, as text. nvcc compiles and links the whole of fastlm._cuda, host
     code too: it knows where the toolkit is.
     """
-    includes = f"-I{sysconfig.get_path('include')} -I{pybind11.get_include()}"
+    includes = f"-I{sysconfig.get_path('include')} -I{pybind11_include()}"
     compiler = nvcc or os.environ.get("CXX", "g++")
     edges, objects = cuda_edges(build) if nvcc else cpu_edges(build)
     return "\n".join(
@@ -125,9 +124,26 @@ class BuildWithNinja(build_ext):
         subprocess.run([ninja_command(), "-C", str(build)], check=True)
 
 
-def ninja_command() -> str:
-    import ninja
+def pybind11_include() -> str:
+    """Its headers; without build isolation torch's copy of them will do."""
+    try:
+        import pybind11
+    except ImportError:
+        import torch
 
+        return str(Path(torch.__file__).parent / "include")
+    return pybind11.get_include()
+
+
+def ninja_command() -> str:
+    """From its package, or from the PATH."""
+    try:
+        import ninja
+    except ImportError:
+        found = shutil.which("ninja")
+        if found is None:
+            raise SystemExit("the build needs ninja: pip install ninja") from None
+        return found
     return str(Path(ninja.BIN_DIR) / "ninja")
 
 

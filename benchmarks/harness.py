@@ -92,7 +92,7 @@ def phase_call(
     if bench.phase == "forward+backward":
         return lambda: torch.autograd.grad(op(*inputs), leaves)
     out = op(*inputs)
-    upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+    upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
     return lambda: torch.autograd.grad(out, leaves, upstream, retain_graph=True)
 
 

@@ -1,0 +1,181 @@
+"""`python -m benchmarks.gpu --out out/gpu`: the rows of this folder on a CUDA device.
+
+Every CUDA and Triton kernel beside torch, torch.compile, each SDPA backend by name and Liger where
+it is installed. Numbers are checked first, as on the CPU. A call is timed by CUDA events with the
+L2 cache full of something else; providers are interleaved and ratios taken within a round. Copy
+bandwidth and GEMM rate are measured in the same run.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import fastlm
+from fastlm.backend import KERNELS
+
+from .harness import Bench, phase_call, relative_error
+from .report import write_json
+from .rows import ROWS, compiled
+
+_FLUSH_BYTES = 256 << 20  # several times the L2 cache of any GPU
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_SDPA = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION")
+
+
+def milliseconds(call, flush: torch.Tensor) -> float:
+    """GPU time of one call; the flush before it hides what launching costs the CPU."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    flush.zero_()
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
+
+
+def rates(flush: torch.Tensor) -> dict[str, float]:
+    """GB/s of a copy (read and written), TFLOP/s of an 8192^3 product."""
+    source = torch.randn(1 << 28, device="cuda")
+    target, a = torch.empty_like(source), torch.randn(8192, 8192, device="cuda").bfloat16()
+
+    def best(call):
+        return min(milliseconds(call, flush) for _ in range(10))
+
+    return {
+        "copy GB/s": 2 * source.nbytes / best(lambda: target.copy_(source)) / 1e6,
+        "gemm bfloat16 TFLOP/s": 2 * 8192**3 / best(lambda: a @ a) / 1e9,
+    }
+
+
+def using(name: str, op):
+    def call(*inputs):
+        with fastlm.use(name):
+            return op(*inputs)
+
+    return call
+
+
+def _sdpa_on(name: str):
+    def call(q, k, v):
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        with sdpa_kernel(getattr(SDPBackend, name)):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+
+    return call
+
+
+def _liger(op: str):
+    """Liger's function for an op, or None."""
+    try:
+        from liger_kernel.transformers import functional
+    except ImportError:
+        return None
+    return {
+        "layer_norm": lambda x, w, b: functional.liger_layer_norm(x, w, b, 1e-5),
+        "rms_norm": lambda x, w: functional.liger_rms_norm(x, w, torch.finfo(x.dtype).eps),
+        "cross_entropy": functional.liger_cross_entropy,
+    }.get(op)
+
+
+def providers(bench: Bench) -> dict:
+    """What is timed for a row, by name; torch, the first, is the baseline of the ratios."""
+    found = dict(bench.baselines)
+    found.setdefault("torch.compile", lambda *inputs: compiled(bench.baselines["torch"])(*inputs))
+    if bench.op == "attention":
+        found |= {f"SDPA {name}": _sdpa_on(name) for name in _SDPA}
+    if _liger(bench.op):
+        found["Liger"] = _liger(bench.op)
+    names = [k.name for k in KERNELS[bench.op] if k.name in ("cuda", "triton")]
+    return found | {f"fastlm {name}": using(name, bench.ours) for name in names}
+
+
+def run(bench: Bench, dtype: torch.dtype, rounds: int, flush: torch.Tensor) -> dict:
+    """One row: milliseconds and ratios by provider, and why each of the others did not run."""
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        inputs = bench.inputs(dtype)
+    wide = tuple(t.detach().double() if t.is_floating_point() else t for t in inputs)
+    truth = phase_call(bench, bench.baselines["torch"], wide)()
+    calls, errors, skipped = {}, {}, {}
+    for name, op in providers(bench).items():
+        try:
+            call = phase_call(bench, op, inputs)
+            errors[name] = relative_error(call(), truth)
+        except Exception as error:  # of any kind: one provider must not end the run
+            skipped[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+            continue
+        allowed = 2 * errors["torch"] + 4 * torch.finfo(dtype).eps
+        if name.startswith("fastlm") and not errors[name] <= allowed:
+            skipped[name] = f"wrong: error {errors[name]:.1e}, allowed {allowed:.1e}"
+            continue
+        calls[name] = call
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            times[name].append(milliseconds(call, flush))
+    ratios = {
+        name: statistics.median(t / o for t, o in zip(times["torch"], ts, strict=True))
+        for name, ts in times.items()
+    }
+    medians = {name: statistics.median(ts) for name, ts in times.items()}
+    work = bench.work(dtype.itemsize)
+    return {
+        "op": bench.op, "phase": bench.phase, "shape": bench.shape,
+        "dtype": str(dtype).removeprefix("torch."), "milliseconds": medians,
+        "times faster than torch": ratios, "errors": errors, "skipped": skipped,
+        "work per ms": {name: work / ms for name, ms in medians.items()},
+        "unit": "FLOP" if bench.traffic == "gemm" else "bytes",
+    }  # fmt: skip
+
+
+def markdown(rows: list[dict], environment: dict, measured: dict) -> str:
+    lines = [f"{environment}", "", f"measured in this run: {measured}", ""]
+    lines += ["| op | dtype | provider | ms | of floor | x torch |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        bandwidth = row["unit"] == "bytes"
+        floor = (
+            measured["copy GB/s"] * 1e6 if bandwidth else 1e9 * measured["gemm bfloat16 TFLOP/s"]
+        )
+        for name, ms in row["milliseconds"].items():
+            share, ratio = row["work per ms"][name] / floor, row["times faster than torch"][name]
+            op = f"{row['op']} {row['phase']} {row['shape']}"
+            lines.append(
+                f"| {op} | {row['dtype']} | {name} | {ms:.4f} | {share:.0%} | {ratio:.2f} |"
+            )
+        lines += [f"| | | {name}: {why} | | | |" for name, why in row["skipped"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("out/gpu"))
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=180, help="no row is begun after that")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("benchmarks.gpu: torch sees no CUDA device")
+    start, flush = time.perf_counter(), torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device="cuda")
+    environment = {
+        "device": torch.cuda.get_device_name(), "torch": torch.__version__,
+        "cuda": torch.version.cuda, "fastlm": fastlm.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }  # fmt: skip
+    measured, rows = rates(flush), []
+    for bench in ROWS:
+        for dtype in _DTYPES:
+            if time.perf_counter() - start < options.seconds and bench.op in KERNELS:
+                rows.append(run(bench, dtype, options.rounds, flush))
+    content = {"environment": environment, "rates": measured, "results": rows}
+    write_json(options.out / "benchmarks.json", content)
+    text = markdown(rows, environment, measured)
+    (options.out / "benchmarks.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -58,31 +58,32 @@ class Kernel:
         return _cannot_emulate(self.name) if emulated else not_installed(self.module)
 
 
-def _cpp(*dtypes: torch.dtype, rows: int | None = None) -> Kernel:
-    return Kernel("cpp", "fastlm._cpu", on="cpu", dtypes=dtypes, rows=rows)
-
-
-def _triton(module: str, last_dim: int | None = None) -> Kernel:
-    return Kernel("triton", f"fastlm.kernels.{module}", "cuda", (F32, BF16, F16), last_dim)
+_GPU = (F32, BF16, F16)
 
 
 def _cuda(last_dim: int | None = None) -> Kernel:
-    return Kernel("cuda", "fastlm._cuda", on="cuda", dtypes=(F32, BF16, F16), last_dim=last_dim)
+    return Kernel("cuda", "fastlm._cuda", "cuda", _GPU, last_dim)
 
 
+def _triton(module: str, last_dim: int | None = None) -> Kernel:
+    return Kernel("triton", f"fastlm.kernels.{module}", "cuda", _GPU, last_dim)
+
+
+_CPP = Kernel("cpp", "fastlm._cpu", "cpu", (F32, F64, BF16))
+_FEW_ROWS = Kernel("cpp", "fastlm._cpu", "cpu", (F32, BF16), rows=8)
 _REFERENCE = Kernel("torch", "fastlm.reference")
 
 KERNELS: dict[str, list[Kernel]] = {
-    "layer_norm": [_cuda(8192), _triton("layer_norm", 65536), _cpp(F32, F64, BF16), _REFERENCE],
-    "add_layer_norm": [_cuda(8192), _triton("layer_norm", 65536), _cpp(F32, F64, BF16), _REFERENCE],
-    "rms_norm": [_cuda(8192), _triton("rms_norm", 65536), _cpp(F32, F64, BF16), _REFERENCE],
-    "gelu": [_cuda(), _triton("gelu"), _cpp(F32, F64, BF16), _REFERENCE],
-    "dropout": [_cuda(), _triton("dropout"), _cpp(F32, F64, BF16), _REFERENCE],
-    "linear": [_cpp(F32, BF16, rows=8), _REFERENCE],
-    "cross_entropy": [_cuda(), _triton("cross_entropy"), _cpp(F32, F64, BF16), _REFERENCE],
-    "linear_cross_entropy": [_triton("cross_entropy"), _cpp(F32, F64, BF16), _REFERENCE],
-    "attention": [_cuda(128), _triton("attention", 256), _cpp(F32, F64, BF16), _REFERENCE],
-    "attention_with_kvcache": [_cuda(128), _triton("attention", 256), _cpp(F32, F64, BF16), _REFERENCE],
+    "layer_norm": [_cuda(8192), _triton("layer_norm", 65536), _CPP, _REFERENCE],
+    "add_layer_norm": [_cuda(8192), _triton("layer_norm", 65536), _CPP, _REFERENCE],
+    "rms_norm": [_cuda(8192), _triton("rms_norm", 65536), _CPP, _REFERENCE],
+    "gelu": [_cuda(), _triton("gelu"), _CPP, _REFERENCE],
+    "dropout": [_cuda(), _triton("dropout"), _CPP, _REFERENCE],
+    "linear": [_FEW_ROWS, _REFERENCE],
+    "cross_entropy": [_cuda(), _triton("cross_entropy"), _CPP, _REFERENCE],
+    "linear_cross_entropy": [_cuda(), _triton("cross_entropy"), _CPP, _REFERENCE],
+    "attention": [_cuda(128), _triton("attention", 256), _CPP, _REFERENCE],
+    "attention_with_kvcache": [_cuda(128), _triton("attention", 256), _CPP, _REFERENCE],
 }
 
 BACKENDS = ("cuda", "triton", "cpp", "torch")

@@ -24,8 +24,9 @@ demo: install
 	$(BIN)/python -m fastlm.training.demo
 	$(BIN)/python -m benchmarks --quick
 
+# Two processes: compiling for the emulator keeps one core busy.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Breaks one constant per kernel and expects the tests to see it; about six minutes.
 mutate: install

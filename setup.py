@@ -1,11 +1,10 @@
-"""Builds fastlm._cpu, and fastlm._cuda where nvcc and CUDA sources are, with ninja. torch is not
-needed.
+"""Builds fastlm._cpu, and fastlm._cuda where nvcc and a GPU are, with ninja. torch is not needed.
 
 Each kernel file of csrc/cpu is compiled once per instruction set, into a namespace of that name;
 csrc/cpu/dispatch.cpp chooses at run time. Everything about a build is in the ninja file that this
-writes, so a second build compiles only what changed. FASTLM_CUDA=0 leaves CUDA out, 1 demands it,
-auto (the default) takes it where nvcc is found; FASTLM_CUDA_ARCHS lists what to compile for (80 and
-90a).
+writes, so a second build compiles only what changed. FASTLM_CUDA=0 leaves CUDA out, 1 demands it
+(without a GPU too: about two minutes of nvcc on two cores), auto (the default) takes it where nvcc
+and a GPU are found; FASTLM_CUDA_ARCHS lists what to compile for (80 and 90a).
 """
 
 import os
@@ -44,8 +43,12 @@ def find_nvcc() -> str | None:
     nvcc = shutil.which("nvcc") or shutil.which("nvcc", path=os.path.join(home, "bin"))
     if wanted == "1" and nvcc is None:
         raise SystemExit("FASTLM_CUDA=1, but nvcc is neither on PATH nor under CUDA_HOME")
-    has_kernels = any((ROOT / "csrc" / "cuda").glob("*.cu"))
-    return nvcc if wanted != "0" and has_kernels else None
+    if wanted == "1":
+        return nvcc
+    has_gpu = any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg"))
+    if wanted == "auto" and nvcc and not has_gpu:
+        print("fastlm: no GPU here: the CUDA kernels are left out (FASTLM_CUDA=1 builds them)")
+    return nvcc if wanted == "auto" and has_gpu else None
 
 
 def cpu_edges(build: Path) -> tuple[list[str], list[Path]]:

@@ -94,10 +94,12 @@ def providers(bench: Bench) -> dict:
     return found | {f"fastlm {name}": using(name, bench.ours) for name in names}
 
 
-def run(bench: Bench, dtype: torch.dtype, rounds: int, flush: torch.Tensor) -> dict:
+def run(
+    bench: Bench, dtype: torch.dtype, rounds: int, flush: torch.Tensor, device: str = "cuda"
+) -> dict:
     """One row: milliseconds and ratios by provider, and why each of the others did not run."""
     torch.manual_seed(0)
-    with torch.device("cuda"):
+    with torch.device(device):
         inputs = bench.inputs(dtype)
     wide = tuple(t.detach().double() if t.is_floating_point() else t for t in inputs)
     truth = phase_call(bench, bench.baselines["torch"], wide)()

@@ -8,6 +8,7 @@ a multiple of 16: torch draws random numbers by 16, and those of the first rows 
 the rest.
 """
 
+import contextlib
 import sys
 
 import pytest
@@ -16,6 +17,8 @@ from accuracy import assert_as_accurate_as_torch, cast, forward, gradients, resu
 from cases import BF16, F16, F32, F64, LAYOUTS, Case, expected
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
+
+import fastlm
 
 GRADCHECK = sys.modules["torch.autograd.gradcheck"]  # the function hides the module's name
 
@@ -33,10 +36,12 @@ class Families:
 
     @pytest.mark.parametrize("dtype", [F32, BF16], ids=["float32", "bfloat16"])
     def test_as_accurate_as_torch(self, case, dtype, backend, poisoned):
-        hold_to_rule(results(case.run, case.make(dtype), dtype), case, dtype)
+        with skipped_where_too_wide():
+            hold_to_rule(results(case.run, case.make(dtype), dtype), case, dtype)
 
     def test_as_accurate_as_torch_in_float16(self, case, gpu, poisoned):
-        hold_to_rule(results(case.run, case.make(F16), F16), case, F16)
+        with skipped_where_too_wide():
+            hold_to_rule(results(case.run, case.make(F16), F16), case, F16)
 
     def test_gradcheck(self, form, cpp, monkeypatch):
         """A second backward may differ from the first by rounding: cross_entropy's computes anew
@@ -120,6 +125,17 @@ class Families:
         with torch.autocast("cpu", dtype=BF16):
             under_autocast = results(form.run, form.make(BF16), BF16)
         assert_same_bits(under_autocast, plain)
+
+
+@contextlib.contextmanager
+def skipped_where_too_wide():
+    """A kernel may have a largest last dimension: its table line says so, and so does the skip."""
+    try:
+        yield
+    except fastlm.BackendUnavailable as refused:
+        if "a last dimension of at most" not in str(refused):
+            raise
+        pytest.skip(str(refused))
 
 
 def first_rows(inputs: tuple, rows: int) -> tuple:

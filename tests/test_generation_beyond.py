@@ -35,6 +35,7 @@ WAYS = [
     {"max_new_tokens": 10, "repetition_penalty": 1.5, "no_repeat_ngram_size": 2},
     {"max_new_tokens": 10, "min_length": 12, "bad_words_ids": [[3], [5, 9]]},
     {"max_new_tokens": 8, "num_beams": 3, "length_penalty": 1.5},
+    {"max_length": 19, "num_beams": 2, "length_penalty": 9.0},
 ]
 
 
@@ -237,6 +238,10 @@ def test_stop_strings_over_token_boundaries(text_model, strings):
     options = {"logits_processor": story, "max_new_tokens": 9}
     ids = model.generate(start, stop_strings=strings, tokenizer=tokenizer, **options)
     assert tokenizer.decode(ids[0, 1:]) == "The quick brown fox jumps"
+    # What the prompt says already does not count.
+    prompt = tokenizer.encode("The quick", return_tensors="pt")
+    ids = model.generate(prompt, stop_strings="quick", tokenizer=tokenizer, max_new_tokens=4)
+    assert ids.shape[1] == 6
     ids = model.generate(start, stop_strings="quickly", tokenizer=tokenizer, **options)
     assert tokenizer.decode(ids[0, 1:]).endswith("lazy dog")
     with pytest.raises(ValueError, match="stop_strings: got no tokenizer"):

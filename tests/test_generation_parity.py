@@ -112,6 +112,18 @@ def test_another_size(beams):
         assert ours == theirs
 
 
+def test_early_stopping_where_it_matters():
+    """Many ends, so that all places are taken early, and a penalty by which longer is better."""
+    models = pair(scale=0.15)
+    settings = {"num_beams": 2, "length_penalty": 2.0, "eos_token_id": list(range(0, 60, 2))}
+    results = {}
+    for early in (False, "never", True):
+        ours, theirs = both(models, {**settings, "early_stopping": early})
+        assert ours == theirs, early
+        results[early] = str(ours)
+    assert len(set(results.values())) > 1
+
+
 def test_a_config_in_place_of_arguments(models):
     settings = {"max_new_tokens": 9, "num_beams": 3, "pad_token_id": 60, "repetition_penalty": 1.5}
     mask = {"attention_mask": torch.ones_like(prompts())}

@@ -80,6 +80,9 @@ def test_caches_grow_crop_and_reorder():
             assert logits[0].equal(logits[1])
         assert small.capacity >= 30 and small.get_seq_length() == 30
         small.crop(12)
+        ragged = ours(prompts(), attention_mask=left_mask(12, 5, 1, 9)).past_key_values
+        ragged.reorder_cache(torch.tensor([2, 2, 0, 1]))
+        assert ragged.lengths.tolist() == [1, 1, 12, 5]
         small.reorder_cache(torch.tensor([2, 2, 0, 1]))
         step = ours(prompts(4, 1), past_key_values=small).logits
         rows = prompts(4, 30)[[2, 2, 0, 1], :12]

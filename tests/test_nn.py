@@ -9,9 +9,17 @@ import transformers
 from accuracy import assert_as_accurate_as_torch
 from gpt2_pair import left_mask, pair, prompts
 from torch import nn
+from torch.nn import functional as F
 
 import fastlm
-from fastlm.nn import GELU, CrossEntropyLoss, LayerNorm, accelerate, register_attention
+from fastlm.nn import (
+    GELU,
+    CrossEntropyLoss,
+    LayerNorm,
+    accelerate,
+    attention_interface,
+    register_attention,
+)
 
 
 @pytest.fixture
@@ -124,6 +132,16 @@ def test_another_family_with_windows_and_grouped_heads():
         report = accelerate(model)
         torch.testing.assert_close(model(prompts()).logits, before)
     assert ("attention", "sdpa", "ops.attention") in report.swaps
+
+
+def test_attention_interface_with_windows_and_grouped_heads():
+    q, k = torch.randn(2, 4, 7, 8), torch.randn(2, 2, 7, 8)
+    place = torch.arange(7)
+    seen = (place <= place[:, None]) & (place > place[:, None] - 3)
+    y, weights = attention_interface(nn.Identity(), q, k, k, None, scaling=0.3, sliding_window=3)
+    expected = F.scaled_dot_product_attention(q, k, k, seen, scale=0.3, enable_gqa=True)
+    assert weights is None
+    torch.testing.assert_close(y, expected.transpose(1, 2))
 
 
 @pytest.mark.parametrize(

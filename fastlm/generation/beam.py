@@ -90,7 +90,8 @@ class BeamSearch:
         self.rows = self.rows.select(chosen)
         self.rows.ids = self.open.ids.flatten(0, 1)
         self.rows.made += 1
-        self.improvable &= self._can_improve() & ~candidates.done.all(1, keepdim=True)
+        # Where all candidates are done, what stays open has NEVER, and cannot improve anything.
+        self.improvable &= self._can_improve()
         full = self.config.early_stopping is True and bool(self.finished.done.all())
         return bool(self.improvable.any()) and not full
 

@@ -218,6 +218,18 @@ def text_model():
     return GPT2LMHeadModel(GPT2Config(**shape)).eval(), GPT2Tokenizer()
 
 
+def test_an_encoding_padded_on_the_left_gives_what_the_list_gives(text_model):
+    """As people write it: the end of text for padding, and the encoding for arguments."""
+    model, tokenizer = text_model
+    tokenizer = GPT2Tokenizer(pad_token=tokenizer.eos_token, padding_side="left")
+    texts = ["The quick brown fox", "Hello", "It was the best of times, it was"]
+    encoding = tokenizer(texts, return_tensors="pt", padding=True)
+    rows = model.generate(**encoding, max_new_tokens=8, eos_token_id=-1)
+    listed = model.generate(tokenizer(texts)["input_ids"], max_new_tokens=8, eos_token_id=-1)
+    for row, alone, mask in zip(rows, listed, encoding["attention_mask"], strict=True):
+        assert row[(mask == 0).sum() :].equal(alone)
+
+
 def spelling(tokenizer, text):
     """A processor that makes the model say `text`, after a prompt of one token."""
     ids = tokenizer.encode(text)

@@ -7,6 +7,7 @@ writes, so a second build compiles only what changed. FASTLM_CUDA=0 leaves CUDA 
 and a GPU are found; FASTLM_CUDA_ARCHS lists what to compile for (80 and 90a).
 """
 
+import importlib.util
 import os
 import platform
 import shutil
@@ -132,9 +133,10 @@ def pybind11_include() -> str:
     try:
         import pybind11
     except ImportError:
-        import torch
-
-        return str(Path(torch.__file__).parent / "include")
+        torch = importlib.util.find_spec("torch")
+        if torch is None or torch.origin is None:
+            raise SystemExit("the build needs pybind11: pip install pybind11") from None
+        return str(Path(torch.origin).parent / "include")
     return pybind11.get_include()
 
 

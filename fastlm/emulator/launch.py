@@ -9,6 +9,7 @@ import sys
 
 from .arguments import memory_ranges, pack_value
 from .build import build
+from .child import launch_in_child
 from .counters import Counters
 from .errors import KernelError
 from .native import SCHEDULES, Library, Request
@@ -39,7 +40,8 @@ class Options:
     schedule: "order", "reverse" or "random" (with `seed`): which ready thread runs next, and in
         which order blocks start
     races, uninitialized: detect data races, and reads of shared memory that was never written
-    bounds: check global accesses against the tensors that the launch was given
+    bounds: check global accesses against the tensors that the launch was given; without, it runs
+        in a child process, which a wild kernel may bring down
     late_copies: cp.async and TMA data lands only when the program has waited for it
     late_wgmma: accumulators hold NaN until wgmma.wait_group
     proxy_fences: wgmma and TMA may not read what ordinary stores or cp.async wrote before a
@@ -239,12 +241,14 @@ class Kernel:
         library = self.module.library(self.name)
         address, _kept_alive, scratch = self._parameters(arguments)
         request = self._request(grid, block, shared, address)
-        names = []
-        if self._checks_bounds(arguments):
-            buffers = self._buffers(arguments, library, scratch)
-            request.ranges, names = memory_ranges(buffers)
-            request.range_count = len(names)
-        result, printed = library.launch(self.name, request)
+        ranges, names = memory_ranges(self._buffers(arguments, library, scratch))
+        if not self._knows_memory(arguments):
+            result, printed = library.launch(self.name, request)
+        elif self.module.options.bounds:
+            request.ranges, request.range_count = ranges, len(names)
+            result, printed = library.launch(self.name, request)
+        else:
+            result, printed = launch_in_child(library, self.name, request, ranges)
         sys.stdout.write(printed)
         if result.failure.failed:
             raise self._error(result.failure, names)
@@ -262,16 +266,14 @@ class Kernel:
         buffers |= {f"variable {name}": v for name, v in library.variables.items()}
         return buffers | ({"scratch memory": scratch} if scratch else {})
 
-    def _checks_bounds(self, arguments):
+    def _knows_memory(self, arguments):
         """Structs may hold pointers that only the caller knows: then `memory` must name them."""
         opaque = any(isinstance(a, bytes | bytearray | ctypes.Structure) for a in arguments)
         raw = any(
             isinstance(a, int) and a > 1 << 32 and v.type in ("u64", "b64")
             for a, v in zip(arguments, self.function.parameters, strict=False)
         )
-        return self.module.options.bounds and (
-            bool(self.module.options.memory) or not (opaque or raw)
-        )
+        return bool(self.module.options.memory) or not (opaque or raw)
 
     def _error(self, failure, names):
         reason = failure.message.decode(errors="replace")

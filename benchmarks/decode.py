@@ -15,7 +15,7 @@ from tabulate import tabulate
 import fastlm
 
 from .machine import environment, name_of, rate, seconds
-from .report import RESULTS, heading, write_json
+from .report import RESULTS, heading, put_into_readme, write_json
 
 PROMPT, NEW = 16, 64
 
@@ -63,15 +63,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.decode", description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (default 7)")
     parser.add_argument(
-        "--save", action="store_true", help="write benchmarks/results/decode-<date>.json"
+        "--save",
+        action="store_true",
+        help="write benchmarks/results/decode-<date>.json and the README's table",
     )
     options = parser.parse_args()
     rows = [measure(dtype, options.rounds) for dtype in (torch.float32, torch.bfloat16)]
-    print(heading(environment(), {"read": rate("read")}))
+    machine = heading(environment(), {"read": rate("read")})
+    print(machine)
     print(tabulate(rows, headers="keys", floatfmt=".2f"))
     if options.save:
         content = {"environment": environment(), "results": rows}
         write_json(RESULTS / f"decode-{time.strftime('%Y-%m-%d')}.json", content)
+        shown = tabulate(rows, headers="keys", floatfmt=".2f", tablefmt="github")
+        what = "Greedy decoding of GPT-2 124M, 64 tokens after 16 (`python -m benchmarks.decode`)"
+        put_into_readme("decode", f"{what}; {machine.splitlines()[0]}.\n\n{shown}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from .harness import Result
 
 README = Path(__file__).parent.parent / "README.md"
 RESULTS = Path(__file__).parent / "results"
-BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 ALWAYS = ("torch", "torch, pooled", "torch.compile")  # baselines with a column of their own
 HEADERS = (
     "op",
@@ -74,10 +73,15 @@ def write_json(path: Path, content: dict) -> None:
 
 def update_readme() -> None:
     """Put the newest committed results between the markers of the README."""
-    newest = sorted(RESULTS.glob("cpu-*.json"))[-1]
-    content = json.loads(newest.read_text())
+    content = json.loads(sorted(RESULTS.glob("cpu-*.json"))[-1].read_text())
     results = [Result(**row) for row in content["results"]]
-    text = README.read_text()
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
     machine = heading(content["environment"], content["rates"]).replace("\n", "; ")
-    README.write_text(f"{before}{BEGIN}\n{machine}.\n\n{table(results, 'github')}\n{END}{after}")
+    put_into_readme("benchmarks", f"{machine}.\n\n{table(results, 'github')}")
+
+
+def put_into_readme(section: str, text: str) -> None:
+    """Replaces what stands between the README's two markers of that name."""
+    begin, end = f"<!-- {section}:begin -->", f"<!-- {section}:end -->"
+    content = README.read_text()
+    before, after = content.split(begin)[0], content.split(end)[1]
+    README.write_text(f"{before}{begin}\n{text}\n{end}{after}")

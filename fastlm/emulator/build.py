@@ -5,7 +5,6 @@ Objects of the runtime and libraries of kernels lie in $XDG_CACHE_HOME/fastlm/em
 Files appear by rename, so several processes may build the same thing at once.
 """
 
-import concurrent.futures
 import functools
 import hashlib
 import os
@@ -57,38 +56,41 @@ def digest(*parts):
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
-def _run_compiler(arguments):
-    result = subprocess.run([_compiler()[0], *arguments], capture_output=True, text=True)
-    if result.returncode:
-        raise CompilerError(f"g++ failed:\n{result.stderr[-3000:]}")
+def _start_compiler(arguments):
+    return subprocess.Popen(
+        [_compiler()[0], *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
 
 
-def _produce(target, make):
-    """Calls make(temporary path) unless `target` exists, and renames its output to `target`."""
-    if target.exists():
-        return target
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        output = pathlib.Path(folder) / target.name
-        make(output)
-        os.replace(output, target)
-    return target
+def _finish(process, output, target):
+    """Waits for g++, and gives its output its name."""
+    errors = process.communicate()[1]
+    if process.returncode:
+        raise CompilerError(f"g++ failed:\n{errors[-3000:]}")
+    os.replace(output, target)
 
 
-def _compile(name, source, flags, runtime):
-    """The cached object of a C++ text that includes headers of the runtime."""
+def _compile(sources, runtime):
+    """The cached objects of C++ texts that include headers of the runtime, {name: (text, flags)}.
+
+    What is not there is compiled side by side.
+    """
     headers = "".join(header.read_text() for header in sorted(runtime.glob("*.h")))
-    target = cache_folder() / f"{name}-{digest(source, headers, *flags, _compiler()[1])}.o"
-
-    def make(output):
-        code = output.with_suffix(".cpp")
-        code.write_text(source)
-        _run_compiler([*flags, f"-I{runtime}", "-c", str(code), "-o", str(output)])
-
-    return _produce(target, make)
-
-
-def _runtime_object(source, runtime):
-    return _compile(source.stem, source.read_text(), (*_FLAGS, "-O2"), runtime)
+    objects, running = [], []
+    with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
+        for name, (text, flags) in sources.items():
+            target = cache_folder() / f"{name}-{digest(text, headers, *flags, _compiler()[1])}.o"
+            objects.append(target)
+            if target.exists():
+                continue
+            code = pathlib.Path(folder) / f"{name}.cpp"
+            output = code.with_suffix(".o")
+            code.write_text(text)
+            process = _start_compiler([*flags, f"-I{runtime}", "-c", str(code), "-o", str(output)])
+            running.append((process, output, target))
+        for started in running:
+            _finish(*started)
+    return objects
 
 
 def build(source, traced):
@@ -101,11 +103,14 @@ def build(source, traced):
     # -Og: it compiles in less than half of -O1's time, and few kernels run longer (cross_entropy
     # 40 % longer).
     flags = (*_FLAGS, "-O0" if traced else "-Og", "-w", f"-DEMULATOR_TRACED={int(traced)}")
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        kernels = pool.submit(_compile, "kernels", source, flags, runtime)
-        files = sorted(runtime.glob("*.cpp"))
-        objects = list(pool.map(lambda file: _runtime_object(file, runtime), files))
-        objects.append(kernels.result())
+    sources = {"kernels": (source, flags)}
+    for file in sorted(runtime.glob("*.cpp")):
+        sources[file.stem] = (file.read_text(), (*_FLAGS, "-O2"))
+    objects = _compile(sources, runtime)
     target = cache_folder() / f"library-{digest(*(o.name for o in objects))}.so"
-    link = ["-shared", "-Wl,--no-undefined", "-pthread", *map(str, objects), "-lm", "-o"]
-    return _produce(target, lambda output: _run_compiler([*link, str(output)]))
+    if not target.exists():
+        link = ["-shared", "-Wl,--no-undefined", "-pthread", *map(str, objects), "-lm", "-o"]
+        with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
+            output = pathlib.Path(folder) / target.name
+            _finish(_start_compiler([*link, str(output)]), output, target)
+    return target

@@ -140,7 +140,7 @@ def test_missing_compilers_are_named(monkeypatch, tmp_path):
 def test_nothing_is_compiled_twice(monkeypatch):
     text = ptx("mov.u32 %r1, 5;")
     run(text, None)
-    monkeypatch.setattr(build, "_run_compiler", lambda _: pytest.fail("compiled again"))
+    monkeypatch.setattr(build, "_start_compiler", lambda _: pytest.fail("compiled again"))
     run(text, None)
     run(text, None, schedule="reverse", late_copies=False)
 

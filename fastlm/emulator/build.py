@@ -103,7 +103,7 @@ def build(source, traced):
     # -Og: it compiles in less than half of -O1's time, and few kernels run longer (cross_entropy
     # 40 % longer).
     flags = (*_FLAGS, "-O0" if traced else "-Og", "-w", f"-DEMULATOR_TRACED={int(traced)}")
-    sources = {"kernels": (source, flags)}
+    sources: dict = {"kernels": (source, flags)}
     for file in sorted(runtime.glob("*.cpp")):
         sources[file.stem] = (file.read_text(), (*_FLAGS, "-O2"))
     objects = _compile(sources, runtime)

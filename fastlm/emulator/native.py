@@ -86,11 +86,22 @@ def _table(library, name, kind):
     raise ValueError(f"{name} has no end")
 
 
+class StackPool(ctypes.Structure):
+    _fields_ = [("take", c_void_p), ("give", c_void_p)]
+
+
+_stacks: list = []  # the pool of the first library, which all use (fiber.cpp)
+
+
 class Library:
     """A compiled module: `kernels` and `variables` by name, and `launch`."""
 
     def __init__(self, path):
         self._library = ctypes.CDLL(str(path))
+        pool = StackPool.in_dll(self._library, "emulator_stacks")
+        if not _stacks:
+            _stacks.append(StackPool(pool.take, pool.give))
+        pool.take, pool.give = _stacks[0].take, _stacks[0].give
         self.kernels = _table(self._library, "emulator_kernels", KernelInfo)
         self.variables = _table(self._library, "emulator_variables", VariableInfo)
 

@@ -7,11 +7,35 @@
 #include <new>
 #include <vector>
 
+#include "tables.h"
+
 namespace emulator {
 namespace {
 
 std::mutex pool_mutex;
 std::vector<char*> pool;
+
+char* take_stack() {
+  {
+    const std::lock_guard<std::mutex> lock(pool_mutex);
+    if (!pool.empty()) {
+      char* stack = pool.back();
+      pool.pop_back();
+      return stack;
+    }
+  }
+  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  void* memory = mmap(nullptr, page + kStackBytes, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) throw std::bad_alloc();
+  mprotect(memory, page, PROT_NONE);
+  return static_cast<char*>(memory) + page;
+}
+
+void give_stack(char* stack) {
+  const std::lock_guard<std::mutex> lock(pool_mutex);
+  pool.push_back(stack);
+}
 
 }  // namespace
 
@@ -64,26 +88,12 @@ void switch_context(Context& from, Context& to) {
 }
 #endif
 
-char* acquire_stack() {
-  {
-    const std::lock_guard<std::mutex> lock(pool_mutex);
-    if (!pool.empty()) {
-      char* stack = pool.back();
-      pool.pop_back();
-      return stack;
-    }
-  }
-  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  void* memory = mmap(nullptr, page + kStackBytes, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED) throw std::bad_alloc();
-  mprotect(memory, page, PROT_NONE);
-  return static_cast<char*>(memory) + page;
-}
+// A process has 65530 maps, and a stack with its guard page takes two of them: every library that
+// is loaded uses the pool of the first (native.py).
+extern "C" EMULATOR_EXPORT StackPool emulator_stacks;
+StackPool emulator_stacks = {take_stack, give_stack};
 
-void release_stack(char* stack) {
-  const std::lock_guard<std::mutex> lock(pool_mutex);
-  pool.push_back(stack);
-}
+char* acquire_stack() { return emulator_stacks.take(); }
+void release_stack(char* stack) { emulator_stacks.give(stack); }
 
 }  // namespace emulator

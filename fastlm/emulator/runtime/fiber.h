@@ -22,6 +22,11 @@ struct Context {
 void make_context(Context& context, char* stack, void (*entry)());
 void switch_context(Context& from, Context& to);
 
+struct StackPool {
+  char* (*take)();
+  void (*give)(char* stack);
+};
+
 // A stack of kStackBytes above a page that faults, from a pool that outlives launches.
 char* acquire_stack();
 void release_stack(char* stack);

@@ -50,6 +50,7 @@ gpu:
 	$(PYTHON) -m fastlm info | tee out/gpu/info.txt
 	status=0; \
 	timeout 200 $(PYTHON) -m pytest -k "cuda or triton or gpu" --junitxml=out/gpu/tests.xml tests --ignore=tests/cuda --ignore=tests/emulator || status=1; \
+	timeout 60 $(PYTHON) -m pytest -k "on_gpu or on_a_gpu" --junitxml=out/gpu/on_gpu.xml tests/cuda/test_on_gpu.py tests/emulator/test_instructions.py || status=1; \
 	for tool in memcheck racecheck; do \
 	  command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer is not installed"; break; }; \
 	  timeout 60 compute-sanitizer --tool $$tool --error-exitcode 1 $(PYTHON) -m pytest -k "as_accurate and cuda and (affine or mean or causal) and bfloat16" tests >out/gpu/$$tool.txt 2>&1 || status=1; \

@@ -22,7 +22,7 @@ from .test_fused_kernels import attention_inputs
 from .triton_cases import ARCHES, CASES, MODES, attention_backward, kernel, run
 
 # Milliseconds on one core; a first use is the translation and compilation of one kernel.
-LIMITS = {"layer_norm 64 x 768": 6, "cross_entropy 32 x 50257, forward and backward": 35,
+LIMITS = {"layer_norm 64 x 768": 6, "cross_entropy 32 x 50257, forward and backward": 25,
           "attention forward, 2 heads x 128 x 64": 8,
           "attention backward, 2 heads x 128 x 64": 20, "first use of a kernel": 5000}  # fmt: skip
 DETECTORS = {

@@ -315,7 +315,8 @@ def info() -> str:
             dtypes = ": " + _names(kernel.dtypes) if kernel.dtypes else ""
             reason = not_installed(kernel.module)
             # Until a GPU's results are in benchmarks/results.
-            proof = "; emulated in CI, not yet run on a GPU" if kernel.name == "cuda" else ""
+            on_gpu = kernel.name in ("cuda", "triton")
+            proof = "; emulated in CI, not yet run on a GPU" if on_gpu else ""
             usable = f"no: {reason}" if reason else f"yes{limits}{dtypes}{proof}"
             lines.append(f"  {kernel.name:7}{usable}")
     return "\n".join(lines)

@@ -50,7 +50,7 @@ class Kernel:
         if on is not None and x.device.type not in (on, "meta"):
             return f"runs on {on} tensors, not on {x.device.type}"
         if self.dtypes is not None and x.dtype not in self.dtypes:
-            return f"takes {_names(self.dtypes)}, not {_names((x.dtype,))}"
+            return f"takes {names(self.dtypes)}, not {names((x.dtype,))}"
         if self.last_dim is not None and x.dim() and x.shape[-1] > self.last_dim:
             return f"takes a last dimension of at most {self.last_dim}, not {x.shape[-1]}"
         if self.rows is not None and x.dim() and x.numel() > self.rows * x.shape[-1]:
@@ -282,41 +282,8 @@ def where(x: Tensor) -> int:
 
 def describe(x: Tensor) -> str:
     """Shape, dtype and device of a tensor, for messages."""
-    return f"{tuple(x.shape)} {_names((x.dtype,))} {x.device.type}"
+    return f"{tuple(x.shape)} {names((x.dtype,))} {x.device.type}"
 
 
-def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+def names(dtypes: tuple[torch.dtype, ...]) -> str:
     return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
-
-
-def info() -> str:
-    """Versions, processor, devices, and per op which kernels are usable here or why not."""
-    from fastlm import __version__
-
-    lines = [f"fastlm {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads"]
-    reason = not_installed("fastlm._cpu")
-    if reason is None:
-        cpu = importlib.import_module("fastlm._cpu")
-        lines.append(
-            f"cpu: {cpu.isa()} in use; this machine runs {', '.join(cpu.available_isas())}"
-        )
-    else:
-        lines.append(f"cpu: {reason}")
-    if torch.cuda.is_available():
-        for i in range(torch.cuda.device_count()):
-            capability = "".join(map(str, torch.cuda.get_device_capability(i)))
-            lines.append(f"cuda:{i}: {torch.cuda.get_device_name(i)}, sm_{capability}")
-    else:
-        lines.append("cuda: torch sees no CUDA device")
-    for op, kernels in KERNELS.items():
-        lines.append(op)
-        for kernel in kernels:
-            limits = " on " + kernel.on if kernel.on else ""
-            dtypes = ": " + _names(kernel.dtypes) if kernel.dtypes else ""
-            reason = not_installed(kernel.module)
-            # Until a GPU's results are in benchmarks/results.
-            on_gpu = kernel.name in ("cuda", "triton")
-            proof = "; emulated in CI, not yet run on a GPU" if on_gpu else ""
-            usable = f"no: {reason}" if reason else f"yes{limits}{dtypes}{proof}"
-            lines.append(f"  {kernel.name:7}{usable}")
-    return "\n".join(lines)

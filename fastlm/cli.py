@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from . import backend
 from .generation import command as generate
+from .info import info as description
 from .training import command as train
 
 
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def info(args: argparse.Namespace) -> int:
-    print(backend.info())
+    print(description())
     return 0
 
 

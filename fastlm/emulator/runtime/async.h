@@ -60,6 +60,7 @@ void check_proxy(Thread&, uint32_t site, uint32_t offset, uint32_t bytes, const 
 void clear_generic_writes(BlockState&, uint32_t offset, uint32_t bytes);
 
 void land_loads(Thread&, uint32_t mbarrier);
+void mbarrier_release(Thread&, uint64_t address);
 uint32_t swizzled(uint32_t mode, uint32_t address);
 
 }  // namespace emulator

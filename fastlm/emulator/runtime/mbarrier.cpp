@@ -25,11 +25,16 @@ void store(Thread& t, uint64_t address, const Mbarrier& barrier) {
   std::memcpy(t.block->shared + address, &barrier, sizeof barrier);
 }
 
-void release(Thread& t, uint64_t address) {
+}  // namespace
+
+// What t knows by now is known to those that find the phase complete.
+void mbarrier_release(Thread& t, uint64_t address) {
   BlockState& block = block_of(t);
   if (Observer* observer = block.launch->observer.get())
     observer->release(state(t), block.engine->clocks[uint32_t(address)].arriving);
 }
+
+namespace {
 
 void complete_phase(Thread& t, uint64_t address, Mbarrier& barrier) {
   if (barrier.pending || barrier.bytes) return;
@@ -64,7 +69,7 @@ uint64_t mbarrier_arrive(Thread& t, uint32_t site, uint64_t address, uint32_t co
   if (barrier.pending < count)
     fail(t, site, "mbarrier: more arrivals than the %u it was initialised for, or not initialised",
          unsigned(barrier.count));
-  release(t, address);
+  mbarrier_release(t, address);
   const uint64_t token = barrier.phase;
   barrier.bytes += bytes;
   barrier.pending -= count;
@@ -82,7 +87,6 @@ void mbarrier_expect(Thread& t, uint32_t site, uint64_t address, uint32_t bytes)
 
 void mbarrier_complete(Thread& t, uint32_t site, uint64_t address, uint32_t bytes) {
   Mbarrier barrier = load(t, site, address);
-  release(t, address);
   barrier.bytes -= bytes;
   complete_phase(t, address, barrier);
   store(t, address, barrier);

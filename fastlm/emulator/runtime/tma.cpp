@@ -118,6 +118,9 @@ void start(Thread& t, BulkCopy copy) {
     return;
   }
   clear_generic_writes(block_of(t), copy.shared, copy.bytes);
+  // Whoever waits for the bytes sees them, and the phase cannot end before they have come. It is
+  // the thread that issued the copy that they come from, whichever thread finds that they landed.
+  mbarrier_release(t, copy.mbarrier);
   if (!late) return finish_load(t, copy);
   std::memset(t.block->shared + copy.shared, 0xff, copy.bytes);
   engine.loads.push_back(copy);

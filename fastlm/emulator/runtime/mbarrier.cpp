@@ -81,8 +81,14 @@ void mbarrier_expect(Thread& t, uint32_t site, uint64_t address, uint32_t bytes)
 }
 
 void mbarrier_complete(Thread& t, uint32_t site, uint64_t address, uint32_t bytes) {
-  Mbarrier barrier = load(t, site, address);
   release(t, address);
+  mbarrier_landed(t, site, address, bytes);
+}
+
+void mbarrier_issued(Thread& t, uint64_t address) { release(t, address); }
+
+void mbarrier_landed(Thread& t, uint32_t site, uint64_t address, uint32_t bytes) {
+  Mbarrier barrier = load(t, site, address);
   barrier.bytes -= bytes;
   complete_phase(t, address, barrier);
   store(t, address, barrier);

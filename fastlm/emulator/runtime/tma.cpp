@@ -98,7 +98,7 @@ void move(Thread& t, const BulkCopy& copy) {
 void finish_load(Thread& t, const BulkCopy& copy) {
   move(t, copy);
   observe_landing(t, copy.shared, copy.bytes);
-  mbarrier_complete(t, copy.site, copy.mbarrier, copy.bytes);
+  mbarrier_landed(t, copy.site, copy.mbarrier, copy.bytes);
 }
 
 void start(Thread& t, BulkCopy copy) {
@@ -117,6 +117,7 @@ void start(Thread& t, BulkCopy copy) {
       engine.stores.push_back(copy);
     return;
   }
+  mbarrier_issued(t, copy.mbarrier);
   clear_generic_writes(block_of(t), copy.shared, copy.bytes);
   if (!late) return finish_load(t, copy);
   std::memset(t.block->shared + copy.shared, 0xff, copy.bytes);

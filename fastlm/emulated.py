@@ -31,11 +31,14 @@ def cuda_sources(arch: str = "80") -> list[Path]:
 
 def cuda(sources: list[Path] | None = None, arch: str = "80") -> ModuleType:
     """fastlm._cuda, built from its sources or from others, with its kernels in the emulator."""
+    sources = sources or cuda_sources(arch)
     return emulator.extension(
-        sources or cuda_sources(arch),
+        sources,
         name="_cuda",
         # torch has pybind11's headers.
         include=[CUDA_SOURCES, Path(torch.__file__).parent / "include"],
         flags=["-DFASTLM_DEVICE_TYPE=fastlm::dlpack::kCpu"],
         arch=arch,
+        # Only attention has kernels of its own for 9.0: the rest is compiled once for both.
+        arch_of={file: "80" for file in sources if "attention" not in file.name},
     )

@@ -96,6 +96,23 @@ struct Sequence {
   }
 };
 
+// The tiles of queries that see any of the keys from `key` on, of every head of a group in turn.
+struct QueryTiles {
+  int first, per_head, count;
+
+  __device__ QueryTiles(const Sequence& seq, int key, int keys, int width, int group) {
+    const int shift = seq.keys - seq.queries;
+    const int lowest = seq.window_right < 0 ? 0 : max(0, key - shift - seq.window_right);
+    const int last_key = key + keys - 1;
+    const int highest = seq.window_left < 0
+                            ? seq.queries - 1
+                            : min(seq.queries - 1, last_key - shift + seq.window_left);
+    first = lowest / width;
+    per_head = highest < lowest ? 0 : highest / width + 1 - first;
+    count = per_head * group;
+  }
+};
+
 template <class T> __device__ T* row_of(const Bshd& t, int64_t batch, int64_t row, int64_t head) {
   return static_cast<T*>(t.data) + batch * t.batch_stride + row * t.row_stride +
          head * t.head_stride;

@@ -11,7 +11,7 @@
 // through tiles of queries of each query head of its group, with scores transposed, so that what a
 // block owns is always the rows of the result. The other side comes through two buffers that
 // cp.async fills while the other is used; each side is read from memory once per block.
-#include "attention.cuh"
+#include "attention_hopper.cuh"
 
 namespace fastlm::cuda {
 namespace {
@@ -140,23 +140,6 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 // ---- dk, dv ----
 
-// The tiles of queries that see any of the keys from `key` on, of every head of a group in turn.
-struct QueryTiles {
-  int first, per_head, count;
-
-  __device__ QueryTiles(const Sequence& seq, int key, int keys, int width, int group) {
-    const int shift = seq.keys - seq.queries;
-    const int lowest = seq.window_right < 0 ? 0 : max(0, key - shift - seq.window_right);
-    const int last_key = key + keys - 1;
-    const int highest = seq.window_left < 0
-                            ? seq.queries - 1
-                            : min(seq.queries - 1, last_key - shift + seq.window_left);
-    first = lowest / width;
-    per_head = highest < lowest ? 0 : highest / width + 1 - first;
-    count = per_head * group;
-  }
-};
-
 template <class T, int kDim>
 __global__ void __launch_bounds__(kThreads, 2)
     attention_dkdv_kernel(const AttentionBackward p, const Rules<T> rules, const float* const delta,
@@ -265,6 +248,9 @@ void backward(const AttentionBackward& p, const float* delta, cudaStream_t strea
 void launch(const AttentionBackward& p, int64_t stream) {
   const AttentionShape& s = p.shape;
   if (s.batch == 0 || s.heads == 0) return;
+  if constexpr (built_for_hopper())
+    if (hopper_takes(s, {p.dout, p.q, p.o, p.dq}, {p.k, p.v, p.dk, p.dv}) && s.queries > 0)
+      return launch_hopper(p, stream_of(stream));
   // As long as lse: packed, that is heads * tokens.
   const int64_t rows = s.cu_seqlens_q ? s.heads * s.lse_head_stride : s.batch * s.lse_batch_stride;
   const Workspace delta(rows, stream_of(stream));

@@ -29,8 +29,15 @@ __device__ inline void release(Mbarrier* empty) {
   if (threadIdx.x % 32 == 0) arrive(empty);
 }
 
-// A result of a warpgroup, 64 x kDim, into panels of 64 rows, each row times its factor.
-template <class T, int kDim>
+// 2^x, with results below 2^-126 as 0.
+__device__ inline float exp2_special(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+}
+
+// A result of a warpgroup, 64 x kDim, into panels of kStride rows, each row times its factor.
+template <class T, int kDim, int kStride>
 __device__ void put_panels(T* panels, const Fragment<kDim>& d, float upper, float lower) {
   const int lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane / 4;
 #pragma unroll
@@ -38,7 +45,7 @@ __device__ void put_panels(T* panels, const Fragment<kDim>& d, float upper, floa
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const float factor = h ? lower : upper;
-      const Tile<T, kPanel> panel{panels + n / 8 * kRows * kPanel};
+      const Tile<T, kPanel> panel{panels + n / 8 * kStride * kPanel};
       *reinterpret_cast<uint32_t*>(panel.element(row + h * 8, n % 8 * 8 + lane % 4 * 2)) =
           pair<T>(d[n][2 * h] * factor, d[n][2 * h + 1] * factor);
     }

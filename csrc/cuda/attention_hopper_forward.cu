@@ -138,11 +138,6 @@ __device__ inline float exp2_polynomial(float x) {
   power = fmaf(power, rest, 0.999999285f);
   return __int_as_float(__float_as_int(power) + (__float_as_int(shifted) << 23));
 }
-__device__ inline float exp2_special(float x) {
-  float power;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
-  return power;
-}
 
 // The scores of 64 queries and kCount keys.
 template <int kCount, class T, int kDim>
@@ -276,7 +271,7 @@ __device__ void write_rows(Rows<T, kDim, kSpecial>& rows, const Call<T>& call, c
   }
   if (first) wait_stores_read();  // of the tile before
   sync_threads(within(mine), kWarpgroup);
-  put_panels<T, kDim>(panels, rows.out, inverse[0], inverse[1]);
+  put_panels<T, kDim, kRows>(panels, rows.out, inverse[0], inverse[1]);
   fence_async();
   sync_threads(within(mine), kWarpgroup);
   if (!first || query >= work.seq.queries) return;
@@ -309,6 +304,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   extern __shared__ __align__(1024) unsigned char memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   if (threadIdx.x == 0) {
+    if (shared_address(memory) % 1024 != 0) __trap();  // the swizzle counts from there
     for (int stage = 0; stage < 2; ++stage) {
       initialize(&shared.q_full[stage], 1);
       initialize(&shared.q_empty[stage], kConsumerWarps);

@@ -72,9 +72,15 @@ def launched(module):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("dtype", [BF16, F16], ids=["bfloat16", "float16"])
-def test_as_accurate_as_torch(case, dtype, hopper, poisoned):
-    hold_to_rule(results(case.run, case.make(dtype), dtype), case, dtype)
+def test_as_accurate_as_torch(case, hopper, poisoned):
+    hold_to_rule(results(case.run, case.make(BF16), BF16), case, BF16)
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if c.name in ("gpt2", "grouped", "wide")], ids=str
+)
+def test_as_accurate_as_torch_in_float16(case, hopper, poisoned):
+    hold_to_rule(results(case.run, case.make(F16), F16), case, F16)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -121,5 +127,6 @@ def test_causal_attention_computes_little_that_is_masked(hopper):
     with emulator.defaults(counters=True):
         ops.attention(q, k, v, causal=True)
     (launch,) = hopper.launches
+    assert "hopper" in launch.kernel
     useful = 2 * 2 * width * length * (length + 1) // 2
     assert useful / launch.counters.tensor_operations >= 0.9

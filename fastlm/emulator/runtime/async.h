@@ -20,7 +20,7 @@ struct TensorMap {
 static_assert(sizeof(TensorMap) == 128);
 
 struct BulkCopy {
-  bool to_shared, tensor;
+  bool to_shared, tensor, adds;
   uint32_t site, shared, mbarrier, bytes, rank;
   uint64_t global;
   TensorMap map;

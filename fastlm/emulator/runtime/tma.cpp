@@ -92,6 +92,13 @@ void move(Thread& t, const BulkCopy& copy) {
   char* shared = t.block->shared + copy.shared;
   char* global = reinterpret_cast<char*>(copy.global);
   if (!copy.to_shared) check_proxy(t, copy.site, copy.shared, copy.bytes, "bulk store");
+  if (copy.adds) {
+    for (uint32_t at = 0; at < copy.bytes; at += 4) {
+      const float sum = peek<float>(global + at) + peek<float>(shared + at);
+      std::memcpy(global + at, &sum, sizeof sum);
+    }
+    return;
+  }
   std::memcpy(copy.to_shared ? shared : global, copy.to_shared ? global : shared, copy.bytes);
 }
 
@@ -169,8 +176,11 @@ void bulk_load(Thread& t, uint32_t site, uint64_t shared, uint64_t global, uint3
   start(t, copy);
 }
 
-void bulk_store(Thread& t, uint32_t site, uint64_t global, uint64_t shared, uint32_t bytes) {
-  start(t, bulk_copy(t, site, shared, global, bytes, kWrite));
+void bulk_store(Thread& t, uint32_t site, uint64_t global, uint64_t shared, uint32_t bytes,
+                bool adds) {
+  BulkCopy copy = bulk_copy(t, site, shared, global, bytes, adds ? kRead | kWrite : kWrite);
+  copy.adds = adds;
+  start(t, copy);
 }
 
 void commit_bulk(Thread& t) { ++block_of(t).engine->store_groups[t.index]; }

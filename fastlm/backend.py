@@ -82,8 +82,8 @@ KERNELS: dict[str, list[Kernel]] = {
     "linear": [_FEW_ROWS, _REFERENCE],
     "cross_entropy": [_cuda(), _triton("cross_entropy"), _CPP, _REFERENCE],
     "linear_cross_entropy": [_cuda(), _triton("cross_entropy"), _CPP, _REFERENCE],
-    "attention": [_cuda(128), _triton("attention", 256), _CPP, _REFERENCE],
-    "attention_with_kvcache": [_cuda(128), _triton("attention", 256), _CPP, _REFERENCE],
+    "attention": [_cuda(256), _triton("attention", 256), _CPP, _REFERENCE],
+    "attention_with_kvcache": [_cuda(256), _triton("attention", 256), _CPP, _REFERENCE],
 }
 
 BACKENDS = ("cuda", "triton", "cpp", "torch")

@@ -27,6 +27,11 @@ template <class T> struct alignas(16) Pack {
 __host__ __device__ inline bool is_aligned(const void* p) {
   return reinterpret_cast<uintptr_t>(p) % 16 == 0;
 }
+inline bool all_aligned(std::initializer_list<const void*> pointers) {
+  for (const void* p : pointers)
+    if (!is_aligned(p)) return false;
+  return true;
+}
 
 // `count` elements from p, and zeros, into as many packs as v has; `vector`: p is a multiple of 16.
 template <class T, int kCount>

@@ -74,16 +74,16 @@ _FEW_ROWS = Kernel("cpp", "fastlm._cpu", "cpu", (F32, BF16), rows=8)
 _REFERENCE = Kernel("torch", "fastlm.reference")
 
 KERNELS: dict[str, list[Kernel]] = {
-    "layer_norm": [_cuda(8192), _triton("layer_norm", 65536), _CPP, _REFERENCE],
-    "add_layer_norm": [_cuda(8192), _triton("layer_norm", 65536), _CPP, _REFERENCE],
-    "rms_norm": [_cuda(8192), _triton("rms_norm", 65536), _CPP, _REFERENCE],
+    "layer_norm": [_cuda(65536), _triton("layer_norm", 65536), _CPP, _REFERENCE],
+    "add_layer_norm": [_cuda(65536), _triton("layer_norm", 65536), _CPP, _REFERENCE],
+    "rms_norm": [_cuda(65536), _triton("rms_norm", 65536), _CPP, _REFERENCE],
     "gelu": [_cuda(), _triton("gelu"), _CPP, _REFERENCE],
     "dropout": [_cuda(), _triton("dropout"), _CPP, _REFERENCE],
     "linear": [_FEW_ROWS, _REFERENCE],
     "cross_entropy": [_cuda(), _triton("cross_entropy"), _CPP, _REFERENCE],
     "linear_cross_entropy": [_cuda(), _triton("cross_entropy"), _CPP, _REFERENCE],
-    "attention": [_cuda(128), _triton("attention", 256), _CPP, _REFERENCE],
-    "attention_with_kvcache": [_cuda(128), _triton("attention", 256), _CPP, _REFERENCE],
+    "attention": [_cuda(256), _triton("attention", 256), _CPP, _REFERENCE],
+    "attention_with_kvcache": [_cuda(256), _triton("attention", 256), _CPP, _REFERENCE],
 }
 
 BACKENDS = ("cuda", "triton", "cpp", "torch")

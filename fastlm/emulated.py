@@ -23,6 +23,9 @@ def module_of(base: str, module: str, arch: str = "") -> ModuleType:
     return importlib.import_module(module)
 
 
+_FOR_HOPPER = ("attention", "attention_hopper_forward", "attention_hopper_backward")
+
+
 def cuda_sources(arch: str = "80") -> list[Path]:
     """The files that fastlm._cuda is built from for one compute capability."""
     files = [file for file in CUDA_SOURCES.glob("cuda/*") if file.suffix in (".cu", ".cpp")]
@@ -39,6 +42,6 @@ def cuda(sources: list[Path] | None = None, arch: str = "80") -> ModuleType:
         include=[CUDA_SOURCES, Path(torch.__file__).parent / "include"],
         flags=["-DFASTLM_DEVICE_TYPE=fastlm::dlpack::kCpu"],
         arch=arch,
-        # Only attention has kernels of its own for 9.0: the rest is compiled once for both.
-        arch_of={file: "80" for file in sources if "attention" not in file.name},
+        # The kernels of every device are compiled once for all.
+        arch_of={file: "80" for file in sources if file.stem not in _FOR_HOPPER},
     )

@@ -7,13 +7,9 @@
 //
 // Before changing it: both barriers of the loop are needed. The first makes the copies of all
 // threads visible, the second keeps the buffer that is refilled next from those that still read it.
-#include "attention_hopper.cuh"
 #include "attention_softmax.cuh"
 
 namespace fastlm::cuda {
-void launch_decode(const AttentionForward& p, cudaStream_t stream);
-bool is_decode(const AttentionShape& s);
-
 namespace {
 
 template <class T, int kDim> struct ForwardTiles {
@@ -88,19 +84,15 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 }  // namespace
 
-void launch(const AttentionForward& p, int64_t stream) {
+void launch_tiles(const AttentionForward& p, cudaStream_t stream) {
   const AttentionShape& s = p.shape;
-  if (s.batch == 0 || s.queries == 0 || s.heads == 0) return;
-  if (is_decode(s)) return launch_decode(p, stream_of(stream));
-  if constexpr (built_for_hopper())
-    if (hopper_takes(s, {p.q, p.o}, {p.k, p.v})) return launch_hopper(p, stream_of(stream));
   for_shape(s, [&](auto element, auto width) {
     using T = decltype(element);
     constexpr int kDim = decltype(width)::value;
     const auto kernel = attention_forward_kernel<T, kDim>;
     allow_shared(kernel, ForwardTiles<T, kDim>::kBytes, "attention_forward");
     const dim3 grid(unsigned(ceil_div(s.queries, kRows)), unsigned(s.heads), unsigned(s.batch));
-    kernel<<<grid, kThreads, ForwardTiles<T, kDim>::kBytes, stream_of(stream)>>>(
+    kernel<<<grid, kThreads, ForwardTiles<T, kDim>::kBytes, stream>>>(
         p, Scale<T>(s), DropoutRule(s.seed, s.dropout_p), all_vectors(s, {p.q, p.k, p.v, p.o}));
     check_launch("attention_forward");
   });

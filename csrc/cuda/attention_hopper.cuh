@@ -6,9 +6,6 @@
 
 namespace fastlm::cuda {
 
-void launch_hopper(const AttentionForward& p, cudaStream_t stream);
-void launch_hopper(const AttentionBackward& p, cudaStream_t stream);
-
 // Two warpgroups compute and one fetches; a warp that computes has 16 rows.
 constexpr int kConsumers = 2 * kWarpgroup, kHopperThreads = kConsumers + kWarpgroup;
 constexpr int kConsumerWarps = kConsumers / 32, kOwnRows = 128;

@@ -14,8 +14,7 @@ namespace fastlm::cuda {
 
 constexpr int kWarpgroup = 128, kPanel = 64, kPanelRowBytes = 128;
 
-// Whether the source that includes this is compiled for sm_90a: attention_hopper_*.cu are, or left
-// out of the build.
+// Whether the build is for sm_90a too. If not, attention_hopper_*.cu are left out of it.
 constexpr bool built_for_hopper() {
   for (const int arch : {__CUDA_ARCH_LIST__})
     if (arch == 900) return true;

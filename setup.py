@@ -76,13 +76,15 @@ def cuda_edges(build: Path) -> tuple[list[str], list[Path]]:
     ptx = archs[0].rstrip("a")
     codes = [(arch, f"sm_{arch}") for arch in archs] + [(ptx, f"compute_{ptx}")]
     gencode = " ".join(f"-gencode=arch=compute_{arch},code={code}" for arch, code in codes)
+    hopper = "-gencode=arch=compute_90a,code=sm_90a"  # what other devices cannot run
     lines, objects = [], []
     for source in sorted((ROOT / "csrc" / "cuda").glob("*")):
-        if source.suffix not in (".cu", ".cpp"):
+        only_hopper = "hopper" in source.name
+        if source.suffix not in (".cu", ".cpp") or (only_hopper and "90a" not in archs):
             continue
         target = build / f"{source.stem}.o"
         objects.append(target)
-        flags = gencode if source.suffix == ".cu" else "-x c++"
+        flags = "-x c++" if source.suffix == ".cpp" else hopper if only_hopper else gencode
         lines.extend([f"build {target}: cxx {source}", f"  flags = {flags}"])
     return lines, objects
 

@@ -33,7 +33,9 @@ class Bench:
     inputs(dtype) gives the tensors, ours and baselines take them; those of a floating dtype get
     gradients in phases with backward. work is the bytes (traffic "read", "copy", "in_place") or
     FLOPs ("gemm") one call must move or do, for an element width in bytes. goals name the least
-    ratio to a baseline that is expected.
+    ratio to a baseline that is expected. checked(dtype) gives the inputs whose results are checked
+    where float64 at full size takes too much memory; fresh: a call may write over its first input,
+    which is put back before each.
     """
 
     op: str
@@ -46,6 +48,8 @@ class Bench:
     work: Callable[[int], float]
     goals: dict[str, float] = field(default_factory=dict)
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
+    checked: Callable[[torch.dtype], tuple[Tensor, ...]] | None = None
+    fresh: bool = False
 
 
 @dataclass
@@ -92,7 +96,8 @@ def phase_call(
     if bench.phase == "forward+backward":
         return lambda: torch.autograd.grad(op(*inputs), leaves)
     out = op(*inputs)
-    upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
+    torch.manual_seed(1)
+    upstream = torch.randn(out.shape, device=out.device).to(out)
     return lambda: torch.autograd.grad(out, leaves, upstream, retain_graph=True)
 
 

@@ -6,8 +6,8 @@ FASTLM_BACKEND=torch replaces the list by that one name; if it cannot run you ge
 why, never a quiet substitute. `fastlm.explain("layer_norm", x)` prints each kernel and why it was
 taken or passed over. The choice looks at device, dtype and static sizes only, never at values.
 
-"emulated:cuda" and "emulated:triton" are asked for by name alone: those kernels on CPU tensors, run
-instruction by instruction by fastlm.emulator.
+"emulated:cuda" (of compute capability 8.0), "emulated:cuda:90a" and "emulated:triton" are asked for
+by name alone: those kernels on CPU tensors, run instruction by instruction by fastlm.emulator.
 """
 
 import contextlib
@@ -74,20 +74,21 @@ _FEW_ROWS = Kernel("cpp", "fastlm._cpu", "cpu", (F32, BF16), rows=8)
 _REFERENCE = Kernel("torch", "fastlm.reference")
 
 KERNELS: dict[str, list[Kernel]] = {
-    "layer_norm": [_cuda(8192), _triton("layer_norm", 65536), _CPP, _REFERENCE],
-    "add_layer_norm": [_cuda(8192), _triton("layer_norm", 65536), _CPP, _REFERENCE],
-    "rms_norm": [_cuda(8192), _triton("rms_norm", 65536), _CPP, _REFERENCE],
+    "layer_norm": [_cuda(65536), _triton("layer_norm", 65536), _CPP, _REFERENCE],
+    "add_layer_norm": [_cuda(65536), _triton("layer_norm", 65536), _CPP, _REFERENCE],
+    "rms_norm": [_cuda(65536), _triton("rms_norm", 65536), _CPP, _REFERENCE],
     "gelu": [_cuda(), _triton("gelu"), _CPP, _REFERENCE],
     "dropout": [_cuda(), _triton("dropout"), _CPP, _REFERENCE],
     "linear": [_FEW_ROWS, _REFERENCE],
     "cross_entropy": [_cuda(), _triton("cross_entropy"), _CPP, _REFERENCE],
     "linear_cross_entropy": [_cuda(), _triton("cross_entropy"), _CPP, _REFERENCE],
-    "attention": [_cuda(128), _triton("attention", 256), _CPP, _REFERENCE],
-    "attention_with_kvcache": [_cuda(128), _triton("attention", 256), _CPP, _REFERENCE],
+    "attention": [_cuda(256), _triton("attention", 256), _CPP, _REFERENCE],
+    "attention_with_kvcache": [_cuda(256), _triton("attention", 256), _CPP, _REFERENCE],
 }
 
 BACKENDS = ("cuda", "triton", "cpp", "torch")
 _EMULATED = "emulated:"
+EMULATED = ("emulated:cuda", "emulated:cuda:90a", "emulated:triton")
 CUDA_SOURCES = Path(__file__).parents[1] / "csrc"
 # What use() or FASTLM_BACKEND asks for. A plain global and no context variable: torch.compile
 # guards on the one, so that a compiled function follows use(), and cannot trace the other.
@@ -157,13 +158,13 @@ class _Recorded:
 @functools.cache
 def load(kernel_name: str, op: str) -> ModuleType:
     """The module that holds an op's kernel of that name."""
-    base = kernel_name.removeprefix(_EMULATED)
+    base, _, arch = kernel_name.removeprefix(_EMULATED).partition(":")
     module = next(k.module for k in KERNELS[op] if k.name == base)
     if base == kernel_name:
         return importlib.import_module(module)
     from . import emulated
 
-    return emulated.module_of(base, module)
+    return emulated.module_of(base, module, arch)
 
 
 @_constant
@@ -187,7 +188,8 @@ def forced() -> str | None:
 def use(name: str) -> Iterator[None]:
     """Run every op inside on "cuda", "triton", "cpp" or "torch", or fail saying why.
 
-    "emulated:cuda" and "emulated:triton" run those kernels on CPU tensors, slowly. It holds for all
+    "emulated:cuda", "emulated:cuda:90a" and "emulated:triton" run those kernels on CPU tensors,
+    slowly. It holds for all
     threads. Raises ValueError for another name. Backward runs on the backend that its forward ran
     on.
     """
@@ -201,7 +203,7 @@ def use(name: str) -> Iterator[None]:
 
 
 def _check_name(name: str) -> None:
-    names = (*BACKENDS, f"{_EMULATED}cuda", f"{_EMULATED}triton")
+    names = (*BACKENDS, *EMULATED)
     if name not in names:
         raise ValueError(f"use: name: expected one of {', '.join(names)}, got {name!r}")
 
@@ -213,7 +215,7 @@ def _asked_for() -> tuple[str | None, str | None, bool]:
         return None, None, False
     _check_name(wanted)
     base = wanted.removeprefix(_EMULATED)
-    return wanted, base, base != wanted
+    return wanted, base.partition(":")[0], base != wanted
 
 
 def choose(op: str, x: Tensor, form: str | None = None) -> str:

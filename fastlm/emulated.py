@@ -1,5 +1,6 @@
-"""The backends "emulated:cuda" and "emulated:triton": kernels of a GPU on CPU tensors, run
-instruction by instruction by fastlm.emulator."""
+"""The backends "emulated:cuda", "emulated:cuda:90a" and "emulated:triton": kernels of a GPU on CPU
+tensors, run instruction by instruction by fastlm.emulator. cuda is a device of compute capability
+8.0, cuda:90a one of 9.0, for which there are kernels of its own."""
 
 import functools
 import importlib
@@ -13,26 +14,34 @@ from .backend import CUDA_SOURCES
 
 
 @functools.cache
-def module_of(base: str, module: str) -> ModuleType:
+def module_of(base: str, module: str, arch: str = "") -> ModuleType:
     """The module of a "cuda" or "triton" kernel with its launches in the emulator."""
     if base == "cuda":
-        return cuda()
+        return cuda(arch=arch or "80")
     launch = importlib.import_module("fastlm.kernels.launch")
     launch.emulate = emulator.triton_launcher  # type: ignore[attr-defined]
     return importlib.import_module(module)
 
 
-def cuda_sources() -> list[Path]:
-    """The files that fastlm._cuda is built from."""
-    return [file for file in CUDA_SOURCES.glob("cuda/*") if file.suffix in (".cu", ".cpp")]
+_FOR_HOPPER = ("attention", "attention_hopper_forward", "attention_hopper_backward")
 
 
-def cuda(sources: list[Path] | None = None) -> ModuleType:
+def cuda_sources(arch: str = "80") -> list[Path]:
+    """The files that fastlm._cuda is built from for one compute capability."""
+    files = [file for file in CUDA_SOURCES.glob("cuda/*") if file.suffix in (".cu", ".cpp")]
+    return [file for file in files if arch == "90a" or "hopper" not in file.name]
+
+
+def cuda(sources: list[Path] | None = None, arch: str = "80") -> ModuleType:
     """fastlm._cuda, built from its sources or from others, with its kernels in the emulator."""
+    sources = sources or cuda_sources(arch)
     return emulator.extension(
-        sources or cuda_sources(),
+        sources,
         name="_cuda",
         # torch has pybind11's headers.
         include=[CUDA_SOURCES, Path(torch.__file__).parent / "include"],
         flags=["-DFASTLM_DEVICE_TYPE=fastlm::dlpack::kCpu"],
+        arch=arch,
+        # The kernels of every device are compiled once for all.
+        arch_of={file: "80" for file in sources if file.stem not in _FOR_HOPPER},
     )

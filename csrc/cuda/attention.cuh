@@ -2,7 +2,8 @@
 //
 // A block has four warps of 16 rows: a tile of 64 queries (or keys, where keys are what it owns).
 // It goes through the other side in tiles of 64 rows, fewer where heads are wide, so that 6 % of a
-// causal triangle at 1024 is wasted and two blocks fit on a multiprocessor.
+// causal triangle at 1024 is wasted and two blocks fit on a multiprocessor. Heads of up to 256 take
+// 97 KB at most, which every device from sm_80 on has, but for backward in float32: 161 KB.
 #pragma once
 
 #include "../attention.h"
@@ -13,7 +14,11 @@
 namespace fastlm::cuda {
 
 constexpr int kRows = 64, kThreads = 128;
-template <class T, int kDim> constexpr int kColumns = kDim == 64 ? 64 : sizeof(T) == 4 ? 8 : 32;
+template <class T, int kDim>
+constexpr int kColumns = kDim == 64       ? 64
+                         : sizeof(T) == 4 ? 8
+                         : kDim == 128    ? 32
+                                          : 16;
 constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
 // From raw scores q k to exponentials. With a softcap scores are shaped first. In 16 bits the scale
@@ -93,6 +98,23 @@ struct Sequence {
   // Whether every query of a tile sees every key of another: no mask is needed.
   __device__ bool all_seen(int query, int query_end, int key, int key_end) const {
     return query_end <= queries && key >= lowest(query_end - 1) && key_end - 1 <= highest(query);
+  }
+};
+
+// The tiles of queries that see any of the keys from `key` on, of every head of a group in turn.
+struct QueryTiles {
+  int first, per_head, count;
+
+  __device__ QueryTiles(const Sequence& seq, int key, int keys, int width, int group) {
+    const int shift = seq.keys - seq.queries;
+    const int lowest = seq.window_right < 0 ? 0 : max(0, key - shift - seq.window_right);
+    const int last_key = key + keys - 1;
+    const int highest = seq.window_left < 0
+                            ? seq.queries - 1
+                            : min(seq.queries - 1, last_key - shift + seq.window_left);
+    first = lowest / width;
+    per_head = highest < lowest ? 0 : highest / width + 1 - first;
+    count = per_head * group;
   }
 };
 
@@ -179,16 +201,26 @@ inline bool all_vectors(const AttentionShape& s, std::initializer_list<Bshd> ten
   return s.head_dim * bytes % 16 == 0;
 }
 
+// The kernels that attention.cu chooses from: few queries, any call, and those of 9.0.
+bool is_decode(const AttentionShape& s);
+void launch_decode(const AttentionForward& p, cudaStream_t stream);
+void launch_tiles(const AttentionForward& p, cudaStream_t stream);
+void launch_tiles(const AttentionBackward& p, cudaStream_t stream);
+void launch_hopper(const AttentionForward& p, cudaStream_t stream);
+void launch_hopper(const AttentionBackward& p, cudaStream_t stream);
+
 // f(element, std::integral_constant<width of a kernel's tiles>) for a call.
 template <class F> void for_shape(const AttentionShape& s, const F& f) {
-  if (s.head_dim > 128)
-    throw std::invalid_argument("attention: the CUDA kernels take a head_dim of at most 128, got " +
+  if (s.head_dim > 256)
+    throw std::invalid_argument("attention: the CUDA kernels take a head_dim of at most 256, got " +
                                 std::to_string(s.head_dim));
   for_dtype(s.dtype, "attention", [&](auto element) {
     if (s.head_dim <= 64)
       f(element, std::integral_constant<int, 64>{});
-    else
+    else if (s.head_dim <= 128)
       f(element, std::integral_constant<int, 128>{});
+    else
+      f(element, std::integral_constant<int, 256>{});
   });
 }
 

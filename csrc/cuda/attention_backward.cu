@@ -10,7 +10,9 @@
 // dq: a block owns 64 queries and goes through tiles of keys. dk, dv: a block owns 64 keys and goes
 // through tiles of queries of each query head of its group, with scores transposed, so that what a
 // block owns is always the rows of the result. The other side comes through two buffers that
-// cp.async fills while the other is used; each side is read from memory once per block.
+// cp.async fills while the other is used; each side is read from memory once per block. Past a
+// head_dim of 128 registers hold one sum and not two: blocks come in pairs, the even of dk and the
+// odd of dv, and scores are computed three times.
 #include "attention.cuh"
 
 namespace fastlm::cuda {
@@ -140,34 +142,28 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 // ---- dk, dv ----
 
-// The tiles of queries that see any of the keys from `key` on, of every head of a group in turn.
-struct QueryTiles {
-  int first, per_head, count;
+__device__ inline float dropout_factor(const DropoutRule& rule, uint64_t row, int key) {
+  if (!rule.seed) return 1.0f;
+  const float2 both = dropout_factors(rule, row, key / 2 * 2);
+  return key % 2 ? both.y : both.x;
+}
 
-  __device__ QueryTiles(const Sequence& seq, int key, int keys, int width, int group) {
-    const int shift = seq.keys - seq.queries;
-    const int lowest = seq.window_right < 0 ? 0 : max(0, key - shift - seq.window_right);
-    const int last_key = key + keys - 1;
-    const int highest = seq.window_left < 0
-                            ? seq.queries - 1
-                            : min(seq.queries - 1, last_key - shift + seq.window_left);
-    first = lowest / width;
-    per_head = highest < lowest ? 0 : highest / width + 1 - first;
-    count = per_head * group;
-  }
-};
+// Blocks to a tile of keys: one has both sums, or one has dk and the next dv.
+template <int kDim> constexpr int kBlocksPerTile = kDim > 128 ? 2 : 1;
 
 template <class T, int kDim>
 __global__ void __launch_bounds__(kThreads, 2)
     attention_dkdv_kernel(const AttentionBackward p, const Rules<T> rules, const float* const delta,
                           const bool vector) {
   constexpr int kN = kColumns<T, kDim>;
+  constexpr bool kBoth = kBlocksPerTile<kDim> == 1;
+  const bool dv_alone = !kBoth && blockIdx.x % 2 == 1;
   extern __shared__ __align__(128) unsigned char shared[];
   const BackwardTiles<T, kDim> tiles{shared};
   const AttentionShape& s = p.shape;
   const int group = int(s.heads / s.kv_heads), head_dim = int(s.head_dim);
   const Sequence seq(s, blockIdx.z, int64_t(blockIdx.y) * group);
-  const int key = int(blockIdx.x) * kRows;
+  const int key = int(blockIdx.x) / kBlocksPerTile<kDim> * kRows;
   if (key >= seq.keys) return;
   const int keys = min(kRows, seq.keys - key);
   const QueryTiles query_tiles(seq, key, keys, kN, group);
@@ -196,7 +192,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   commit_copies();
   const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
   const int row = key + warp_row + lane / 4;  // the thread's first key
-  Fragment<kDim> dk = {}, dv = {};
+  Fragment<kDim> sum = {};                    // dk, or dv where it is alone
+  Fragment<kBoth ? kDim : 8> dv = {};
   for (int tile = 0; tile < query_tiles.count; ++tile) {
     if (tile + 1 < query_tiles.count) fetch(tile + 1);
     commit_copies();
@@ -214,28 +211,28 @@ __global__ void __launch_bounds__(kThreads, 2)
       for (int i = 0; i < 4; ++i) {
         const int column = n * 8 + lane % 4 * 2 + i % 2, at = row + i / 2 * 8;
         const bool seen = unmasked || seq.sees(query + column, at);
-        float f = 1.0f;
-        if (rules.dropout.seed) {
-          const float2 both =
-              dropout_factors(rules.dropout, uint64_t(lse_row + column), at / 2 * 2);
-          f = at % 2 ? both.y : both.x;
-        }
+        const float f = dropout_factor(rules.dropout, uint64_t(lse_row + column), at);
         differentiate(scores[n][i], products[n][i], seen, tiles.of_queries(stage, 0)[column],
                       tiles.of_queries(stage, 1)[column], f, rules.scale);
       }
-    multiply<kN>(dv, scores, tiles.other(stage, 1));
-    multiply<kN>(dk, products, tiles.other(stage, 0));
+    if constexpr (kBoth) multiply<kN>(dv, scores, tiles.other(stage, 1));
+    if (dv_alone) memcpy(products, scores, sizeof products);
+    multiply<kN>(sum, products, tiles.other(stage, dv_alone));
     __syncthreads();
   }
   wait_copies<0>();
   __syncthreads();
-  put_fragment(tiles.own(0), dk, 1.0f, 1.0f);
-  put_fragment(tiles.own(1), dv, 1.0f, 1.0f);
-  __syncthreads();
-  store_tile(tiles.own(0), row_of<T>(p.dk, seq.batch, seq.first_key + key, blockIdx.y),
-             p.dk.row_stride, keys, head_dim, vector);
-  store_tile(tiles.own(1), row_of<T>(p.dv, seq.batch, seq.first_key + key, blockIdx.y),
-             p.dv.row_stride, keys, head_dim, vector);
+  const auto write = [&](const Fragment<kDim>& result, Tile<T, kDim> by_way_of, const Bshd& to) {
+    put_fragment(by_way_of, result, 1.0f, 1.0f);
+    __syncthreads();
+    store_tile(by_way_of, row_of<T>(to, seq.batch, seq.first_key + key, blockIdx.y), to.row_stride,
+               keys, head_dim, vector);
+  };
+  if constexpr (kBoth) write(dv, tiles.own(1), p.dv);
+  if (dv_alone)
+    write(sum, tiles.own(0), p.dv);
+  else
+    write(sum, tiles.own(0), p.dk);
 }
 
 // ---- launches ----
@@ -253,7 +250,8 @@ void backward(const AttentionBackward& p, const float* delta, cudaStream_t strea
     check_launch("attention_dq");
   }
   if (s.keys > 0) {
-    const dim3 grid(unsigned(ceil_div(s.keys, kRows)), unsigned(s.kv_heads), unsigned(s.batch));
+    const dim3 grid(unsigned(ceil_div(s.keys, kRows) * kBlocksPerTile<kDim>), unsigned(s.kv_heads),
+                    unsigned(s.batch));
     allow_shared(attention_dkdv_kernel<T, kDim>, kShared, "attention_dkdv");
     attention_dkdv_kernel<T, kDim><<<grid, kThreads, kShared, stream>>>(p, rules, delta, vector);
     check_launch("attention_dkdv");
@@ -262,21 +260,20 @@ void backward(const AttentionBackward& p, const float* delta, cudaStream_t strea
 
 }  // namespace
 
-void launch(const AttentionBackward& p, int64_t stream) {
+void launch_tiles(const AttentionBackward& p, cudaStream_t stream) {
   const AttentionShape& s = p.shape;
-  if (s.batch == 0 || s.heads == 0) return;
   // As long as lse: packed, that is heads * tokens.
   const int64_t rows = s.cu_seqlens_q ? s.heads * s.lse_head_stride : s.batch * s.lse_batch_stride;
-  const Workspace delta(rows, stream_of(stream));
+  const Workspace delta(rows, stream);
   for_shape(s, [&](auto element, auto width) {
     using T = decltype(element);
     if (rows > 0 && s.queries > 0) {
       const dim3 grid(unsigned(ceil_div(s.queries, kThreads / 32)), unsigned(s.heads),
                       unsigned(s.batch));
-      attention_delta_kernel<T><<<grid, kThreads, 0, stream_of(stream)>>>(p, delta.data());
+      attention_delta_kernel<T><<<grid, kThreads, 0, stream>>>(p, delta.data());
       check_launch("attention_delta");
     }
-    backward<T, decltype(width)::value>(p, delta.data(), stream_of(stream));
+    backward<T, decltype(width)::value>(p, delta.data(), stream);
   });
 }
 

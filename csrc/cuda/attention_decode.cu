@@ -3,16 +3,17 @@
 //
 // A block takes a slice of a sequence's keys for up to four rows, which are queries of the heads
 // that share a key head: keys and values are read once for all of them, 16 bytes per lane, and
-// slices are as many as fill the device (split-KV). As many lanes as a row has packs share a key;
-// each such group of lanes has its own online softmax over every n-th key of the slice. Their
-// results are joined by shuffles within a warp, through shared memory within a block, and by a
-// second kernel over slices, always in the same order.
+// slices are as many as fill the device (split-KV). As many lanes as a row has packs share a key
+// (half as many where that is more than a warp: kCount is a lane's share); each such group of lanes
+// has its own online softmax over every n-th key of the slice. Their results are joined by shuffles
+// within a warp, through shared memory within a block, and by a second kernel over slices, always
+// in the same order.
 #include "attention.cuh"
 
 namespace fastlm::cuda {
 namespace {
 
-constexpr int kDecodeRows = 4, kMostQueries = 8, kMostHeadDim = 128, kLeastKeys = 64;
+constexpr int kDecodeRows = 4, kMostQueries = 8, kMostHeadDim = 256, kLeastKeys = 64;
 constexpr int kWarps = kThreads / 32;
 
 // What of a row is known after some of its keys: the output so far is relative to the maximum.
@@ -53,11 +54,10 @@ struct DecodeRow {
   }
 };
 
-template <class T>
+template <class T, int kCount>
 __global__ void __launch_bounds__(kThreads)
     attention_decode_kernel(const AttentionForward p, const Scale<T> scale, const Slices slices,
                             const int lanes_per_key, const bool vector) {
-  constexpr int kCount = kPack<T>;
   __shared__ float exchange[kWarps][kDecodeRows][2 + kMostHeadDim];
   const AttentionShape& s = p.shape;
   const int rows = int(s.queries * (s.heads / s.kv_heads)), head_dim = int(s.head_dim);
@@ -180,10 +180,11 @@ bool is_decode(const AttentionShape& s) {
 
 void launch_decode(const AttentionForward& p, cudaStream_t stream) {
   const AttentionShape& s = p.shape;
-  for_shape(s, [&](auto element, auto) {
+  for_shape(s, [&](auto element, auto width) {
     using T = decltype(element);
+    constexpr int kCount = most(kPack<T>, decltype(width)::value / 32);
     int lanes = 1;
-    while (lanes * kPack<T> < s.head_dim) lanes *= 2;
+    while (lanes * kCount < s.head_dim) lanes *= 2;
     const int64_t rows = s.queries * (s.heads / s.kv_heads);
     const int64_t blocks = s.batch * s.kv_heads * ceil_div(rows, kDecodeRows);
     const int64_t fills = ceil_div(4 * multiprocessors(), blocks);
@@ -192,8 +193,8 @@ void launch_decode(const AttentionForward& p, cudaStream_t stream) {
     const Workspace partial(results * (2 + s.head_dim), stream);
     const Slices slices{partial.data(), int(count)};
     const dim3 grid(unsigned(count), unsigned(blocks / s.batch), unsigned(s.batch));
-    attention_decode_kernel<T><<<grid, kThreads, 0, stream>>>(p, Scale<T>(s), slices, lanes,
-                                                              all_vectors(s, {p.q, p.k, p.v}));
+    attention_decode_kernel<T, kCount><<<grid, kThreads, 0, stream>>>(
+        p, Scale<T>(s), slices, lanes, all_vectors(s, {p.q, p.k, p.v}));
     check_launch("attention_decode");
     const dim3 joins(unsigned(s.queries), unsigned(s.heads), unsigned(s.batch));
     attention_join_kernel<T><<<joins, kThreads, 0, stream>>>(p, Scale<T>(s), slices);

@@ -7,12 +7,9 @@
 //
 // Before changing it: both barriers of the loop are needed. The first makes the copies of all
 // threads visible, the second keeps the buffer that is refilled next from those that still read it.
-#include "attention.cuh"
+#include "attention_softmax.cuh"
 
 namespace fastlm::cuda {
-void launch_decode(const AttentionForward& p, cudaStream_t stream);
-bool is_decode(const AttentionShape& s);
-
 namespace {
 
 template <class T, int kDim> struct ForwardTiles {
@@ -25,70 +22,6 @@ template <class T, int kDim> struct ForwardTiles {
   __device__ Tile<T, kDim> k(int stage) const { return {buffers + stage * 2 * kOther}; }
   __device__ Tile<T, kDim> v(int stage) const { return {buffers + (stage * 2 + 1) * kOther}; }
 };
-
-// Two rows of a thread: running maximum of the scores and sum of exponentials.
-struct Softmax {
-  float peak[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f};
-
-  // Scores to probabilities relative to the new maximum; the sums and the output go with them.
-  template <int kN, int kDim, class T>
-  __device__ void update(Fragment<kN>& scores, Fragment<kDim>& out, const Scale<T>& scale) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      float highest = peak[h];
-#pragma unroll
-      for (int n = 0; n < kN / 8; ++n)
-        highest = fmaxf(highest, fmaxf(scores[n][2 * h], scores[n][2 * h + 1]));
-      highest = quad_max(highest);
-      const float base = scale.base(highest), shrink = scale.power(peak[h], base);
-      peak[h] = highest;
-      total[h] *= shrink;
-#pragma unroll
-      for (int n = 0; n < kN / 8; ++n)
-#pragma unroll
-        for (int i = 2 * h; i < 2 * h + 2; ++i) {
-          scores[n][i] = scale.power(scores[n][i], base);
-          total[h] += scores[n][i];
-        }
-#pragma unroll
-      for (int n = 0; n < kDim / 8; ++n) {
-        out[n][2 * h] *= shrink;
-        out[n][2 * h + 1] *= shrink;
-      }
-    }
-  }
-};
-
-// Softcap, and -inf where a query does not see a key. `row` is the thread's first query.
-template <int kN, class T>
-__device__ void shape_and_mask(Fragment<kN>& scores, const Scale<T>& scale, const Sequence& seq,
-                               int tile_query, int row, int key) {
-  const int lane = threadIdx.x % 32;
-  const bool unmasked = seq.all_seen(tile_query, tile_query + kRows, key, key + kN);
-  if (unmasked && !scale.shaped) return;
-#pragma unroll
-  for (int n = 0; n < kN / 8; ++n)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (scale.shaped) scores[n][i] = scale.shape(scores[n][i]);
-      const bool seen = unmasked || seq.sees(row + i / 2 * 8, key + n * 8 + lane % 4 * 2 + i % 2);
-      if (!seen) scores[n][i] = -INFINITY;
-    }
-}
-
-template <int kN>
-__device__ void drop(Fragment<kN>& probabilities, const DropoutRule& rule, int64_t row, int key) {
-  if (!rule.seed) return;
-  const int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int n = 0; n < kN / 8; ++n)
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const float2 f = dropout_factors(rule, uint64_t(row + h * 8), key + n * 8 + lane % 4 * 2);
-      probabilities[n][2 * h] *= f.x;
-      probabilities[n][2 * h + 1] *= f.y;
-    }
-}
 
 template <class T, int kDim>
 __global__ void __launch_bounds__(kThreads, 2)
@@ -127,7 +60,9 @@ __global__ void __launch_bounds__(kThreads, 2)
     Fragment<kN> scores = {};
     multiply_transposed<kN>(scores, tiles.q, warp_row, tiles.k(tile % 2));
     shape_and_mask<kN>(scores, scale, seq, query, row, tile * kN);
-    softmax.update<kN, kDim>(scores, out, scale);
+    softmax.update<0, kN>(scores, scale,
+                          [&](float score, float base, int) { return scale.power(score, base); });
+    rescale<kDim>(out, softmax.shrink);
     drop<kN>(scores, rule, seq.lse_start + row, tile * kN);
     multiply<kN>(out, scores, tiles.v(tile % 2));
     __syncthreads();
@@ -149,17 +84,15 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 }  // namespace
 
-void launch(const AttentionForward& p, int64_t stream) {
+void launch_tiles(const AttentionForward& p, cudaStream_t stream) {
   const AttentionShape& s = p.shape;
-  if (s.batch == 0 || s.queries == 0 || s.heads == 0) return;
-  if (is_decode(s)) return launch_decode(p, stream_of(stream));
   for_shape(s, [&](auto element, auto width) {
     using T = decltype(element);
     constexpr int kDim = decltype(width)::value;
     const auto kernel = attention_forward_kernel<T, kDim>;
     allow_shared(kernel, ForwardTiles<T, kDim>::kBytes, "attention_forward");
     const dim3 grid(unsigned(ceil_div(s.queries, kRows)), unsigned(s.heads), unsigned(s.batch));
-    kernel<<<grid, kThreads, ForwardTiles<T, kDim>::kBytes, stream_of(stream)>>>(
+    kernel<<<grid, kThreads, ForwardTiles<T, kDim>::kBytes, stream>>>(
         p, Scale<T>(s), DropoutRule(s.seed, s.dropout_p), all_vectors(s, {p.q, p.k, p.v, p.o}));
     check_launch("attention_forward");
   });

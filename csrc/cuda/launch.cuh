@@ -42,18 +42,26 @@ inline int multiprocessors() {
   return count;
 }
 
-// Lets a kernel have that much dynamic shared memory; more than 48 KB must be asked for.
-template <class Kernel> void allow_shared(Kernel* kernel, int bytes, const char* name) {
-  if (bytes <= 48 * 1024) return;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), name);
-}
-
 inline int most_shared() {
   int device = 0, bytes = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");
   check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
         "cudaDeviceGetAttribute");
   return bytes;
+}
+
+// Lets a kernel have that much dynamic shared memory; more than 48 KB must be asked for.
+template <class Kernel> void allow_shared(Kernel* kernel, int bytes, const char* name) {
+  if (bytes <= 48 * 1024) return;
+  const auto error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error == cudaErrorInvalidValue && bytes > most_shared()) {
+    cudaGetLastError();  // or the next launch would be blamed for it
+    throw std::runtime_error(std::string(name) + ": needs " + std::to_string(bytes) +
+                             " bytes of shared memory, this device gives a block " +
+                             std::to_string(most_shared()) + "; use fastlm.use(\"triton\")");
+  }
+  check(error, name);
 }
 
 // Memory for partial results, allocated and freed in the stream's order: no synchronisation, and a

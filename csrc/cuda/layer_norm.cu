@@ -11,6 +11,9 @@
 //
 // Thread t owns the 16-byte packs t, t + threads, ... of a row. Rows that are no multiple of 16
 // bytes, or tensors at odd offsets, go element by element (`vector` false).
+//
+// Past 8192 columns forward is another kernel (layer_norm_long.cu), and a block of backward has a
+// part of each row: blockIdx.y says which, and that kernel's file brings the sums of whole rows.
 #include "../layer_norm.h"
 
 #include "../rms_norm.h"
@@ -18,21 +21,19 @@
 #include "reduce.cuh"
 
 namespace fastlm::cuda {
+void launch_long(const LayerNormForward& p, bool vector, cudaStream_t stream);
+void launch_row_sums(const LayerNormBackward& p, bool vector, float2* sums, cudaStream_t stream);
+
 namespace {
 
-constexpr int kValues = 16, kThreads = 256, kMostThreads = 512, kMostCols = kMostThreads * kValues;
+constexpr int kValues = 16, kThreads = 256, kMostThreads = 512;
+constexpr int64_t kMostInBlock = kMostThreads * kValues, kMostCols = 65536;
 
 template <class T> constexpr int kPacks = kValues / kPack<T>;
 
 dim3 block_for(int64_t cols) {
   const int64_t threads = ceil_div(ceil_div(cols, kValues), 32) * 32;
   return dim3(unsigned(threads), unsigned(most(1, kThreads / threads)));
-}
-
-bool all_aligned(std::initializer_list<const void*> pointers) {
-  for (const void* p : pointers)
-    if (!is_aligned(p)) return false;
-  return true;
 }
 
 void check_cols(int64_t cols) {
@@ -44,9 +45,9 @@ void check_cols(int64_t cols) {
 
 // Where pack i of this thread starts, and how many of its elements the row has: 0 or less, none.
 template <class T> struct Columns {
-  int64_t cols;
+  int64_t cols, first = 0;
   __device__ int64_t start(int i) const {
-    return (int64_t(threadIdx.x) + int64_t(i) * blockDim.x) * kPack<T>;
+    return first + (int64_t(threadIdx.x) + int64_t(i) * blockDim.x) * kPack<T>;
   }
   __device__ int64_t count(int i) const { return cols - start(i); }
 };
@@ -142,14 +143,14 @@ template <class T> struct ParameterSums {
 template <class T>
 __global__ void __launch_bounds__(kMostThreads)
     layer_norm_backward_kernel(const LayerNormBackward p, const DropoutRule rule, const bool vector,
-                               float* const partial) {
-  const Columns<T> all{p.cols};
+                               const float2* const row_sums, float* const partial) {
+  const Columns<T> all{p.cols, int64_t(blockIdx.y) * blockDim.x * kValues};
   ParameterSums<T> sums;
   for (int64_t first = int64_t(blockIdx.x) * blockDim.y; first < p.rows;
        first += int64_t(gridDim.x) * blockDim.y) {
     const int64_t row = first + threadIdx.y, at = row * p.cols;
     const bool live = row < p.rows;
-    const Columns<T> columns{live ? p.cols : 0};
+    const Columns<T> columns{live ? p.cols : 0, all.first};
     const float mean = live && p.mean ? static_cast<const float*>(p.mean)[row] : 0.0f;
     const float rstd = live ? static_cast<const float*>(p.rstd)[row] : 0.0f;
     float h[kPacks<T>][kPack<T>], g[kPacks<T>][kPack<T>], averages[2] = {};
@@ -170,7 +171,12 @@ __global__ void __launch_bounds__(kMostThreads)
         averages[1] += g[i][j] * h[i][j];
       }
     }
-    row_sum(averages);
+    if (row_sums) {
+      averages[0] = row_sums[row].x;
+      averages[1] = row_sums[row].y;
+    } else {
+      row_sum(averages);
+    }
     const float g_mean = p.mean ? averages[0] / float(p.cols) : 0.0f;
     const float gh_mean = averages[1] / float(p.cols);
 #pragma unroll
@@ -199,6 +205,7 @@ __global__ void __launch_bounds__(kMostThreads)
 template <class T> void forward(const LayerNormForward& p, cudaStream_t stream) {
   const bool vector =
       p.cols % kPack<T> == 0 && all_aligned({p.x, p.residual, p.y, p.z, p.weight, p.bias});
+  if (p.cols > kMostInBlock) return launch_long(p, vector, stream);
   const dim3 block = block_for(p.cols);
   layer_norm_forward_kernel<T><<<unsigned(ceil_div(p.rows, block.y)), block, 0, stream>>>(
       p, DropoutRule(p.seed, p.dropout_p), vector);
@@ -208,14 +215,20 @@ template <class T> void forward(const LayerNormForward& p, cudaStream_t stream) 
 template <class T> void backward(const LayerNormBackward& p, cudaStream_t stream) {
   const bool vector =
       p.cols % kPack<T> == 0 && all_aligned({p.dy, p.dz_out, p.z, p.weight, p.dz, p.dx});
-  const dim3 block = block_for(p.cols);
-  const int64_t blocks = least(ceil_div(p.rows, block.y), 2 * multiprocessors());
+  const int64_t parts = ceil_div(p.cols, kMostInBlock);  // of a row
+  const dim3 block = block_for(ceil_div(p.cols, parts));
+  const int64_t fills = most(1, 2 * multiprocessors() / parts);
+  const int64_t blocks = least(ceil_div(p.rows, block.y), fills);
   const bool wants_sums = p.dweight || p.dbias;
   const Workspace partial(wants_sums ? 2 * blocks * p.cols : 0, stream);
+  const Workspace row_sums(parts > 1 ? 2 * p.rows : 0, stream);
   if (blocks > 0) {
+    auto* const sums = reinterpret_cast<float2*>(row_sums.data());
+    if (sums) launch_row_sums(p, vector, sums, stream);
+    const auto grid = dim3(unsigned(blocks), unsigned(parts));
     const size_t shared = block.y > 1 ? 2 * kValues * block.x * sizeof(float) : 0;
-    layer_norm_backward_kernel<T><<<unsigned(blocks), block, shared, stream>>>(
-        p, DropoutRule(p.seed, p.dropout_p), vector, partial.data());
+    layer_norm_backward_kernel<T><<<grid, block, shared, stream>>>(
+        p, DropoutRule(p.seed, p.dropout_p), vector, sums, partial.data());
     check_launch("layer_norm_backward");
   }
   if (wants_sums)

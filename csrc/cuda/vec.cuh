@@ -27,18 +27,27 @@ template <class T> struct alignas(16) Pack {
 __host__ __device__ inline bool is_aligned(const void* p) {
   return reinterpret_cast<uintptr_t>(p) % 16 == 0;
 }
+inline bool all_aligned(std::initializer_list<const void*> pointers) {
+  for (const void* p : pointers)
+    if (!is_aligned(p)) return false;
+  return true;
+}
 
-// `count` elements from p, and zeros; `vector`: p is a multiple of 16.
-template <class T>
-__device__ void load(const T* p, int64_t count, bool vector, float (&v)[kPack<T>]) {
-  if (vector && count >= kPack<T>) {
-    const Pack<T> pack = *reinterpret_cast<const Pack<T>*>(p);
+// `count` elements from p, and zeros, into as many packs as v has; `vector`: p is a multiple of 16.
+template <class T, int kCount>
+__device__ void load(const T* p, int64_t count, bool vector, float (&v)[kCount]) {
+  static_assert(kCount % kPack<T> == 0);
 #pragma unroll
-    for (int i = 0; i < kPack<T>; ++i) v[i] = widen(pack.at[i]);
-    return;
+  for (int at = 0; at < kCount; at += kPack<T>) {
+    if (vector && count >= at + kPack<T>) {
+      const Pack<T> pack = *reinterpret_cast<const Pack<T>*>(p + at);
+#pragma unroll
+      for (int i = 0; i < kPack<T>; ++i) v[at + i] = widen(pack.at[i]);
+      continue;
+    }
+#pragma unroll
+    for (int i = at; i < at + kPack<T>; ++i) v[i] = i < count ? widen(p[i]) : 0.0f;
   }
-#pragma unroll
-  for (int i = 0; i < kPack<T>; ++i) v[i] = i < count ? widen(p[i]) : 0.0f;
 }
 
 template <class T>
@@ -65,13 +74,7 @@ __device__ void load_parameter(const void* row, DType dtype, int64_t column, int
   } else if (sizeof(T) == 4 || dtype != DType::f32) {
     load(static_cast<const T*>(row) + column, count, vector, v);
   } else {
-#pragma unroll
-    for (int half = 0; half < kPack<T>; half += 4) {
-      float four[4];
-      load(static_cast<const float*>(row) + column + half, count - half, vector, four);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) v[half + i] = four[i];
-    }
+    load(static_cast<const float*>(row) + column, count, vector, v);
   }
 }
 

@@ -137,13 +137,14 @@ def _extent(name, tensor):
 # ---- the build ----
 
 
-def extension(sources, *, name, include=(), flags=(), arch=80, **options):
+def extension(sources, *, name, include=(), flags=(), arch=80, arch_of=None, **options):
     """The imported module of a CUDA extension, whose kernels run on CPU tensors in the emulator.
 
     sources: its .cu and .cpp files; one of them defines the Python module `name`
     include: folders of headers, pybind11's among them where it is used
     flags: more of nvcc's, for instance definitions with which host code takes CPU tensors
-    arch: the compute capability that kernels are compiled for
+    arch: the compute capability of the device, and that kernels are compiled for
+    arch_of: {source: capability} of those that are compiled for an older one
     options: the fields of Options; `emulator.defaults` changes them for a block of code
 
     Functions raise KernelError where a kernel faults; a global access must lie in a tensor that the
@@ -156,10 +157,15 @@ def extension(sources, *, name, include=(), flags=(), arch=80, **options):
         raise CompilerError(f"{name}: nvcc is not on the PATH, so it cannot be built")
     folders = [*include, sysconfig.get_path("include")]
     command = [nvcc, *_FLAGS, *flags, *(f"-I{folder}" for folder in folders)]
-    command += ["-gencode", f"arch=compute_{arch},code=compute_{arch}"]
+
+    def build(file):
+        target = (arch_of or {}).get(file, arch)
+        return _compile(
+            [*command, "-gencode", f"arch=compute_{target},code=compute_{target}"], file
+        )
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        files = [_CUDART, *sorted(map(pathlib.Path, sources))]
-        built = list(pool.map(lambda file: _compile(command, file), files))
+        built = list(pool.map(build, [_CUDART, *sorted(map(pathlib.Path, sources))]))
     path = _link(nvcc, name, [folder / "object.o" for folder in built])
     native = _import(name, path)
     library = ctypes.CDLL(str(path))

@@ -22,6 +22,9 @@ CALLS = {
         randn(130, 768), randn(130, 768), randn(768), randn(768), dropout_p=0.1, seed=SEED
     )[0],
     "rms_norm": lambda: ops.rms_norm(randn(70, 1001), 1001, randn(1001)),
+    "long rows": lambda: ops.add_layer_norm(
+        randn(5, 8201), randn(5, 8201), randn(8201), randn(8201), dropout_p=0.1, seed=SEED
+    )[0],
     "gelu": lambda: ops.gelu(randn(70, 1001), bias=randn(1001)),
     "dropout": lambda: ops.dropout(randn(70, 1001), 0.1, seed=SEED),
     "cross_entropy": lambda: ops.cross_entropy(
@@ -29,6 +32,9 @@ CALLS = {
     ),
     "attention": lambda: ops.attention(
         randn(1, 200, 2, 64), randn(1, 260, 1, 64), randn(1, 260, 1, 64), causal=True
+    ),
+    "wide heads": lambda: ops.attention(
+        randn(1, 70, 2, 200), randn(1, 90, 1, 200), randn(1, 90, 1, 200), causal=True
     ),
     "decoding": lambda: ops.attention_with_kvcache(
         randn(2, 2, 4, 64), randn(2, 300, 2, 64), randn(2, 300, 2, 64),

@@ -41,16 +41,16 @@ def test_dtype_that_no_kernel_takes(kernels):
 
 
 def test_row_that_is_too_long(kernels):
-    x, s = torch.zeros(2, 8193), torch.zeros(2)
-    with pytest.raises(ValueError, match="at most 8192 elements, got 8193"):
+    x, s = torch.zeros(2, 65537), torch.zeros(2)
+    with pytest.raises(ValueError, match="at most 65536 elements, got 65537"):
         kernels.layer_norm_forward(x, s, s, x, None, None, 1e-5, 0)
 
 
 @pytest.mark.parametrize("queries", [3, 70], ids=["decoding", "blocks"])
 def test_head_dim_that_is_too_wide(kernels, queries):
-    q, k = torch.zeros(1, queries, 1, 136), torch.zeros(1, 70, 1, 136)
+    q, k = torch.zeros(1, queries, 1, 264), torch.zeros(1, 70, 1, 264)
     options = kernels.AttentionOptions(None, None, None, None, 0, 0, 1.0, 0.0, -1, -1, 0.0)
-    with pytest.raises(ValueError, match="head_dim of at most 128, got 136"):
+    with pytest.raises(ValueError, match="head_dim of at most 256, got 264"):
         kernels.attention_forward(q, torch.zeros(1, 1, queries), q, k, k, options, 0)
 
 

@@ -55,6 +55,24 @@ def test_layer_norm_backward_reads_and_writes_once(kernels):
     assert found["column_sums_kernel"].global_read == 2 * 4 * blocks * cols
 
 
+def test_long_layer_norm_moves_each_element_once(kernels):
+    """Shared memory holds the row; only backward reads what it needs a second time."""
+    rows, cols = 5, 16384
+    x, weight, bias = (t.requires_grad_() for t in (randn(rows, cols), randn(cols), randn(cols)))
+    y = []
+    (c,) = counted(kernels, lambda: y.append(ops.layer_norm(x, (cols,), weight, bias))).values()
+    assert c.global_read == (1 + 2) * 2 * rows * cols
+    assert c.global_written == 2 * rows * cols + 2 * 4 * rows
+    assert c.global_sectors <= c.global_sectors_least + 2 * rows
+    assert (c.shared_conflicts, c.local_read, c.local_written) == (0, 0, 0)
+    found = counted(kernels, lambda: y[0].backward(randn(rows, cols)))
+    # mean and rstd by every thread of a row, and of its two parts the row's two sums as well
+    statistics = {"layer_norm_row_sums": 2, "layer_norm_backward": 2 * 4}
+    for name, floats in statistics.items():
+        c = found[f"{name}_kernel<bfloat16>"]
+        assert c.global_read == (2 + 1) * 2 * rows * cols + 4 * floats * 512 * rows, name
+
+
 @pytest.mark.parametrize("gradient", [False, True])
 def test_cross_entropy_reads_the_logits_once(kernels, gradient):
     """GPT-2's vocabulary: a row begins at any multiple of 2 bytes, and fits in shared memory."""
@@ -100,7 +118,7 @@ def test_decoding_reads_the_cache_once(kernels):
     found = counted(
         kernels, lambda: ops.attention_with_kvcache(q, k, v, cache_seqlens=512, causal=True)
     )
-    c = found["attention_decode_kernel<bfloat16>"]
+    c = found["attention_decode_kernel<bfloat16, 8>"]
     blocks = 4 * next(s.grid[0] for s in kernels.launches if "decode" in s.kernel)
     rows = 2 * 64 * blocks * 16  # the row of q, by every group of lanes of every block
     lengths = blocks * 128 * 4

@@ -3,6 +3,7 @@
 //
 // There is one device, its memory is the host's, and a launch has ended when it returns, so streams
 // and their order need nothing. What is not here is missing when the extension is imported; add it.
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 #undef cudaGetDeviceProperties
 
@@ -120,6 +121,46 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, 
                                                                    size_t, unsigned) {
   *blocks = 1;
   return cudaSuccess;
+}
+
+// ---- the driver's functions that are asked for by name ----
+
+// Writes the emulator's own tensor map (runtime/async.h).
+static CUresult encode_tiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank,
+                             void* address, const cuuint64_t* sizes, const cuuint64_t* strides,
+                             const cuuint32_t* box, const cuuint32_t* steps,
+                             CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle,
+                             CUtensorMapL2promotion, CUtensorMapFloatOOBfill fill) {
+  struct {
+    uint64_t address, strides[4];
+    uint32_t sizes[5], box[5], steps[5];
+    uint32_t rank_minus_one, type, interleave, swizzle, fill, unused[2];
+  } ours = {};
+  // tensormap.replace counts f32.ftz before f64 and bf16, the driver after them.
+  constexpr uint32_t kTypes[] = {0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 8};
+  static_assert(sizeof ours == sizeof(CUtensorMap));
+  if (rank < 1 || rank > 5 || type > 10 || reinterpret_cast<uint64_t>(address) % 16 != 0)
+    return CUDA_ERROR_INVALID_VALUE;
+  ours.address = reinterpret_cast<uint64_t>(address);
+  for (uint32_t i = 0; i < rank; ++i) {
+    if (sizes[i] == 0 || box[i] == 0 || box[i] > 256) return CUDA_ERROR_INVALID_VALUE;
+    ours.sizes[i] = uint32_t(sizes[i]), ours.box[i] = box[i], ours.steps[i] = steps[i];
+    if (i == 0) continue;
+    if (strides[i - 1] % 16 != 0) return CUDA_ERROR_INVALID_VALUE;
+    ours.strides[i - 1] = strides[i - 1];
+  }
+  ours.rank_minus_one = rank - 1, ours.type = kTypes[type], ours.interleave = interleave;
+  ours.swizzle = swizzle, ours.fill = fill;
+  std::memcpy(map, &ours, sizeof ours);
+  return CUDA_SUCCESS;
+}
+cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned,
+                                             unsigned long long,
+                                             cudaDriverEntryPointQueryResult* status) {
+  const bool known = std::strcmp(name, "cuTensorMapEncodeTiled") == 0;
+  *function = known ? reinterpret_cast<void*>(encode_tiled) : nullptr;
+  if (status) *status = known ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
+  return known ? cudaSuccess : remember(cudaErrorSymbolNotFound);
 }
 
 // ---- errors, devices, streams ----

@@ -20,7 +20,7 @@ struct TensorMap {
 static_assert(sizeof(TensorMap) == 128);
 
 struct BulkCopy {
-  bool to_shared, tensor;
+  bool to_shared, tensor, adds;
   uint32_t site, shared, mbarrier, bytes, rank;
   uint64_t global;
   TensorMap map;
@@ -60,7 +60,10 @@ void check_proxy(Thread&, uint32_t site, uint32_t offset, uint32_t bytes, const 
 void clear_generic_writes(BlockState&, uint32_t offset, uint32_t bytes);
 
 void land_loads(Thread&, uint32_t mbarrier);
-void mbarrier_release(Thread&, uint64_t address);
+// A copy that an mbarrier counts: who waits sees what the issuing thread did up to then, and
+// nothing of the thread whose turn lets it land.
+void mbarrier_issued(Thread&, uint64_t address);
+void mbarrier_landed(Thread&, uint32_t site, uint64_t address, uint32_t bytes);
 uint32_t swizzled(uint32_t mode, uint32_t address);
 
 }  // namespace emulator

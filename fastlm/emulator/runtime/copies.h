@@ -32,7 +32,9 @@ void tensor_store(Thread&, uint32_t site, uint64_t map, uint32_t rank, const int
                   uint64_t shared);
 void bulk_load(Thread&, uint32_t site, uint64_t shared, uint64_t global, uint32_t bytes,
                uint64_t mbarrier);
-void bulk_store(Thread&, uint32_t site, uint64_t global, uint64_t shared, uint32_t bytes);
+// `adds`: floats are added to those that are there (cp.reduce.async.bulk.add.f32).
+void bulk_store(Thread&, uint32_t site, uint64_t global, uint64_t shared, uint32_t bytes,
+                bool adds);
 void commit_bulk(Thread&);
 void wait_bulk(Thread&, uint32_t groups_left);
 // tensormap.replace: `field` as in the ISA; the map may be in shared or in global memory.

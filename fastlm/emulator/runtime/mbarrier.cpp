@@ -25,16 +25,11 @@ void store(Thread& t, uint64_t address, const Mbarrier& barrier) {
   std::memcpy(t.block->shared + address, &barrier, sizeof barrier);
 }
 
-}  // namespace
-
-// What t knows by now is known to those that find the phase complete.
-void mbarrier_release(Thread& t, uint64_t address) {
+void release(Thread& t, uint64_t address) {
   BlockState& block = block_of(t);
   if (Observer* observer = block.launch->observer.get())
     observer->release(state(t), block.engine->clocks[uint32_t(address)].arriving);
 }
-
-namespace {
 
 void complete_phase(Thread& t, uint64_t address, Mbarrier& barrier) {
   if (barrier.pending || barrier.bytes) return;
@@ -69,7 +64,7 @@ uint64_t mbarrier_arrive(Thread& t, uint32_t site, uint64_t address, uint32_t co
   if (barrier.pending < count)
     fail(t, site, "mbarrier: more arrivals than the %u it was initialised for, or not initialised",
          unsigned(barrier.count));
-  mbarrier_release(t, address);
+  release(t, address);
   const uint64_t token = barrier.phase;
   barrier.bytes += bytes;
   barrier.pending -= count;
@@ -86,6 +81,13 @@ void mbarrier_expect(Thread& t, uint32_t site, uint64_t address, uint32_t bytes)
 }
 
 void mbarrier_complete(Thread& t, uint32_t site, uint64_t address, uint32_t bytes) {
+  release(t, address);
+  mbarrier_landed(t, site, address, bytes);
+}
+
+void mbarrier_issued(Thread& t, uint64_t address) { release(t, address); }
+
+void mbarrier_landed(Thread& t, uint32_t site, uint64_t address, uint32_t bytes) {
   Mbarrier barrier = load(t, site, address);
   barrier.bytes -= bytes;
   complete_phase(t, address, barrier);

@@ -92,13 +92,20 @@ void move(Thread& t, const BulkCopy& copy) {
   char* shared = t.block->shared + copy.shared;
   char* global = reinterpret_cast<char*>(copy.global);
   if (!copy.to_shared) check_proxy(t, copy.site, copy.shared, copy.bytes, "bulk store");
+  if (copy.adds) {
+    for (uint32_t at = 0; at < copy.bytes; at += 4) {
+      const float sum = peek<float>(global + at) + peek<float>(shared + at);
+      std::memcpy(global + at, &sum, sizeof sum);
+    }
+    return;
+  }
   std::memcpy(copy.to_shared ? shared : global, copy.to_shared ? global : shared, copy.bytes);
 }
 
 void finish_load(Thread& t, const BulkCopy& copy) {
   move(t, copy);
   observe_landing(t, copy.shared, copy.bytes);
-  mbarrier_complete(t, copy.site, copy.mbarrier, copy.bytes);
+  mbarrier_landed(t, copy.site, copy.mbarrier, copy.bytes);
 }
 
 void start(Thread& t, BulkCopy copy) {
@@ -117,10 +124,8 @@ void start(Thread& t, BulkCopy copy) {
       engine.stores.push_back(copy);
     return;
   }
+  mbarrier_issued(t, copy.mbarrier);
   clear_generic_writes(block_of(t), copy.shared, copy.bytes);
-  // Whoever waits for the bytes sees them, and the phase cannot end before they have come. It is
-  // the thread that issued the copy that they come from, whichever thread finds that they landed.
-  mbarrier_release(t, copy.mbarrier);
   if (!late) return finish_load(t, copy);
   std::memset(t.block->shared + copy.shared, 0xff, copy.bytes);
   engine.loads.push_back(copy);
@@ -171,8 +176,11 @@ void bulk_load(Thread& t, uint32_t site, uint64_t shared, uint64_t global, uint3
   start(t, copy);
 }
 
-void bulk_store(Thread& t, uint32_t site, uint64_t global, uint64_t shared, uint32_t bytes) {
-  start(t, bulk_copy(t, site, shared, global, bytes, kWrite));
+void bulk_store(Thread& t, uint32_t site, uint64_t global, uint64_t shared, uint32_t bytes,
+                bool adds) {
+  BulkCopy copy = bulk_copy(t, site, shared, global, bytes, adds ? kRead | kWrite : kWrite);
+  copy.adds = adds;
+  start(t, copy);
 }
 
 void commit_bulk(Thread& t) { ++block_of(t).engine->store_groups[t.index]; }

@@ -8,7 +8,13 @@ from .registry import instruction
 
 @instruction("cp", counted="kCopy")
 def copy(fn, modifiers, operands):
+    adds = modifiers.flag("reduce")
     modifiers.need("async")
+    if adds:
+        modifiers.need("bulk")
+        modifiers.need("add")
+        modifiers.need("f32")
+        return _bulk_store(fn, modifiers, operands, "true")
     if modifiers.flag("bulk"):
         return _bulk(fn, modifiers, operands)
     if modifiers.flag("commit_group"):
@@ -64,12 +70,16 @@ def _bulk(fn, modifiers, operands):
         shared, source, size, barrier = operands
         values = f"{fn.address(shared)}, {fn.address(source)}, {fn.value(size, 'u32')}"
         return f"bulk_load(t, {fn.site}, {values}, {fn.address(barrier)});"
+    return _bulk_store(fn, modifiers, operands, "false")
+
+
+def _bulk_store(fn, modifiers, operands, adds):
     modifiers.need("global")
     modifiers.choice("shared::cta")
     modifiers.need("bulk_group")
-    target, shared, size = operands
+    target, shared, size = _without_policy(modifiers, operands)
     values = f"{fn.address(target)}, {fn.address(shared)}, {fn.value(size, 'u32')}"
-    return f"bulk_store(t, {fn.site}, {values});"
+    return f"bulk_store(t, {fn.site}, {values}, {adds});"
 
 
 def _tensor(fn, modifiers, operands):

@@ -17,8 +17,8 @@ from .philox import dropout_rule
 
 __all__ = ["AttentionOptions", "attention_backward", "attention_forward", "cache_append"]
 
-_LOG2E = math.log2(math.e)
-_UNBOUNDED = 2**30  # a window wider than any sequence, to which a position can still be added
+LOG2E = math.log2(math.e)
+UNBOUNDED = 2**30  # a window wider than any sequence, to which a position can still be added
 _FEW = 16  # queries, up to which the keys are cut into parts, at most _MAX_SPLITS
 _MAX_SPLITS = 32
 
@@ -99,8 +99,8 @@ class _Call:
         self.heads, self.kv_heads, self.head_dim = q.shape[-2], k.shape[-2], q.shape[-1]
         self.lse_strides = (0 if self.packed else q.shape[-2] * q.shape[-3], q.shape[-3])
         self.special = o.softcap > 0 or o.seed is not None
-        self.scale = (o.softmax_scale * _LOG2E, o.softcap * _LOG2E)
-        self.window = [_UNBOUNDED if w < 0 else w for w in (o.window_left, o.window_right)]
+        self.scale = (o.softmax_scale * LOG2E, o.softcap * LOG2E)
+        self.window = [UNBOUNDED if w < 0 else w for w in (o.window_left, o.window_right)]
         self.dropout = (o.seed is not None, *dropout_rule(o.dropout_p))
         unused = lse.view(torch.int32)  # stands for absent offsets; it is not read
         self.offsets = [unused if t is None else t for t in (o.cu_seqlens_q, o.cu_seqlens_k)]

@@ -14,6 +14,7 @@ from .attention_forward import attention_combine_kernel, attention_forward_kerne
 from .cache_append import cache_append
 from .launch import divisor, launch
 from .philox import dropout_rule
+from .tuning import tuned
 
 __all__ = ["AttentionOptions", "attention_backward", "attention_forward", "cache_append"]
 
@@ -62,13 +63,15 @@ def blocks_of(kernel: str, q: Tensor, queries: int, special: bool) -> dict[str, 
     queries, as in decoding, need no more than the 16 rows of one tensor-core instruction.
     """
     block_d = max(32, triton.next_power_of_2(q.shape[-1]))
+    few = kernel == "forward" and queries <= _FEW
     m, n, warps, stages = _BLOCKS[kernel][max(block_d, 64)][special]
     if q.dtype == torch.float32:
         m, n, warps, stages = (32, 32, 4, 1) if block_d <= 64 else (16, 16, 8, 1)
-    elif kernel == "forward" and queries <= _FEW:
+    elif few:
         m, warps = _FEW, 4
-    return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_D": block_d, "num_warps": warps,
-            "num_stages": stages}  # fmt: skip
+    sizes = {"BLOCK_M": m, "BLOCK_N": n, "num_warps": warps, "num_stages": stages}
+    facts = {"dtype": q.dtype, "head_dim": block_d, "few_queries": few, "special": special}
+    return {"BLOCK_D": block_d, **tuned(f"attention {kernel}", sizes, **facts)}
 
 
 def splits_of(batch: int, queries: int, heads: int, keys: int) -> int:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fastlm.kernels import gelu, tuning
+from fastlm.kernels import attention, gelu, tuning
 
 from benchmarks import gpu_rows, tune
 
@@ -168,3 +168,14 @@ def test_a_file_of_another_version_of_a_kernel(tmp_path):
 def test_no_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         tuning.use(tmp_path / "none.json")
+
+
+def test_keys_are_few():
+    """Lengths of sequences are not in them, so that one file serves every length."""
+    q = torch.empty(1, 1, 1, 48, dtype=torch.float16)
+    with tuning.trying({}) as asked:
+        for queries in (17, 1000, 5000):
+            attention.blocks_of("forward", q, queries, False)
+    assert list(asked) == [
+        "attention forward dtype=float16 head_dim=64 few_queries=False special=False"
+    ]

@@ -26,13 +26,32 @@ RUNTIME = ["queries", "keys", "pairs", "heads", "group", "together", "left", "ri
 
 
 @gluon.jit
-def _tile_at(index, sizes):
+def _place(turn):
+    """Of this block among all of them in a round of tiles, of which every second one runs
+    backwards: what is longer in one round is shorter in the next.
+    """
+    last = gl.num_programs(0) - 1
+    return gl.where(turn % 2 == 0, gl.program_id(0), last - gl.program_id(0))
+
+
+@gluon.jit
+def _turns(sizes):
+    """How many tiles are this block's."""
+    queries, _, pairs, _, _, _, _, _ = sizes
+    tiles, blocks = gl.cdiv(queries, BLOCK_M) * pairs, gl.num_programs(0)
+    whole = tiles // blocks
+    return gl.where(_place(whole) < tiles - whole * blocks, whole + 1, whole)
+
+
+@gluon.jit
+def _tile_at(turn, sizes):
     """(first query, pair of batch and head) of a tile. `together` pairs, whose keys and values fit
     in the L2 cache, are gone through before the next ones; among them the longest rows of a causal
     mask come first, so that what is left for the end is short.
     """
     queries, _, pairs, _, _, together, _, _ = sizes
     row_tiles = gl.cdiv(queries, BLOCK_M)
+    index = turn * gl.num_programs(0) + _place(turn)
     section = index // (row_tiles * together)
     within = index - section * row_tiles * together
     width = gl.minimum(together, pairs - section * together)
@@ -58,10 +77,10 @@ def _produce(q_desc, k_desc, v_desc, smem, bars, sizes, BLOCK_N: gl.constexpr):
     q_full, q_empty, k_full, k_empty, v_full, v_empty = bars
     Q_STAGES: gl.constexpr = q_full.shape[0]
     STAGES: gl.constexpr = k_full.shape[0]
-    queries, _, pairs, heads, group, _, _, _ = sizes
-    turn, step = 0, 0  # tiles of queries and of keys so far
-    for index in range(gl.program_id(0), gl.cdiv(queries, BLOCK_M) * pairs, gl.num_programs(0)):
-        first_query, pair = _tile_at(index, sizes)
+    _, _, _, heads, group, _, _, _ = sizes
+    step = 0  # tiles of keys so far
+    for turn in range(_turns(sizes)):
+        first_query, pair = _tile_at(turn, sizes)
         batch, head = pair // heads, pair % heads
         kv_head = head // group
         start, count = _keys_of(first_query, BLOCK_M, BLOCK_N, sizes)
@@ -80,7 +99,6 @@ def _produce(q_desc, k_desc, v_desc, smem, bars, sizes, BLOCK_N: gl.constexpr):
             mbarrier.expect(v_full.index(slot), v_desc.block_type.nbytes)
             load_box(v_desc, [batch, row, kv_head, 0], v_full.index(slot), v_smem.index(slot))
             step += 1
-        turn += 1
 
 
 @gluon.jit
@@ -153,9 +171,7 @@ def _attend(q, smem, bars, step, count, shared_count, first_query, start, scale,
         s = warpgroup_mma_wait(1, deps=[s])
         mbarrier.arrive(k_empty.index((step + 1) % STAGES))
         first_key = start + tile * BLOCK_N
-        p, highest, total, fade = _softmax(
-            s, highest, total, scale, first_query, first_key, sizes
-        )
+        p, highest, total, fade = _softmax(s, highest, total, scale, first_query, first_key, sizes)
         o = warpgroup_mma_wait(0, deps=[o])
         mbarrier.arrive(v_empty.index(step % STAGES))
         o = o * gl.convert_layout(fade, o_rows)[:, None]
@@ -185,11 +201,11 @@ def _consume(
     q_full, q_empty, _, _, _, _ = bars
     Q_STAGES: gl.constexpr = q_full.shape[0]
     BLOCK_D: gl.constexpr = k_smem.shape[4]
-    queries, _, pairs, heads, _, _, _, _ = sizes
+    queries, _, _, heads, _, _, _, _ = sizes
     o_place = o_smem.index(WHO)
-    turn, step = 0, 0
-    for index in range(gl.program_id(0), gl.cdiv(queries, BLOCK_M) * pairs, gl.num_programs(0)):
-        first_query, pair = _tile_at(index, sizes)
+    step = 0
+    for turn in range(_turns(sizes)):
+        first_query, pair = _tile_at(turn, sizes)
         start, shared_count = _keys_of(first_query, BLOCK_M, BLOCK_N, sizes)
         first_query += WHO * ROWS
         own_start, own_count = _keys_of(first_query, ROWS, BLOCK_N, sizes)
@@ -209,7 +225,6 @@ def _consume(
         row = first_query + gl.arange(0, ROWS, highest.type.layout)
         lse = (highest + gl.log2(total)) * 0.6931471805599453
         gl.store(lse_ptr + gl.cast(pair, gl.int64) * queries + row, lse, mask=row < queries)
-        turn += 1
     tma.store_wait(0)
 
 
@@ -230,7 +245,9 @@ def attention_hopper_forward_kernel(
     dtype: gl.constexpr = q_desc.dtype
     BLOCK_D: gl.constexpr = q_desc.block_type.shape[3]
     smem = (
-        gl.allocate_shared_memory(dtype, [Q_STAGES * CONSUMERS, 1, ROWS, 1, BLOCK_D], q_desc.layout),
+        gl.allocate_shared_memory(
+            dtype, [Q_STAGES * CONSUMERS, 1, ROWS, 1, BLOCK_D], q_desc.layout
+        ),
         gl.allocate_shared_memory(dtype, [STAGES, 1, BLOCK_N, 1, BLOCK_D], k_desc.layout),
         gl.allocate_shared_memory(dtype, [STAGES, 1, BLOCK_N, 1, BLOCK_D], v_desc.layout),
         gl.allocate_shared_memory(dtype, [CONSUMERS, 1, ROWS, 1, BLOCK_D], o_desc.layout),

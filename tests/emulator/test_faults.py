@@ -35,6 +35,12 @@ def test_reading_accumulators_before_the_wait_gives_nan(cuda):
     assert not (c - truth).abs().max() < 0.1
 
 
+def test_refilling_what_a_product_still_reads_is_a_race(cuda):
+    with pytest.raises(emulator.KernelError, match="data race on .* read by wgmma of threads 0"):
+        run_gemm(cuda, "hopper_early_refill", late_wgmma=True, late_copies=False, races=True)
+    run_gemm(cuda, late_wgmma=True, races=True)
+
+
 def test_an_error_leaves_the_process_and_the_next_launch_intact(cuda):
     module = cuda("faults")
     for _ in range(3):

@@ -48,7 +48,7 @@ struct AsyncEngine {
   std::vector<BulkCopy> loads, stores;
   std::map<uint32_t, uint32_t> store_groups;  // committed so far, by thread
   std::map<uint32_t, MbarrierClocks> clocks;  // by mbarrier
-  WarpGroup warpgroups[8];
+  WarpGroup warpgroups[kWarpgroups];
 };
 
 // Called by the scheduler when a thread returns: everything it started must have been waited for.

@@ -85,6 +85,8 @@ struct Barrier {
   Clock clock;                 // what the threads that have arrived know
 };
 
+constexpr uint32_t kWarpgroupThreads = 128, kWarpgroups = 8;
+
 struct AsyncCopy {  // cp.async of one thread
   uint32_t destination, bytes, source_bytes, site;
   uint64_t source;

@@ -15,8 +15,13 @@ std::string describe(const Record& record, uint32_t own_block, const BlockState&
   char text[128];
   const char* what =
       record.access & kWrite ? (record.access & kRead ? "atomic update" : "write") : "read";
-  std::snprintf(text, sizeof text, "%s by thread (%u, %u, %u)", what, record.thread % n[0],
-                record.thread / n[0] % n[1], record.thread / (n[0] * n[1]));
+  const uint32_t threads = n[0] * n[1] * n[2];
+  if (record.thread >= threads)
+    std::snprintf(text, sizeof text, "read by wgmma of threads %u and up",
+                  (record.thread - threads) * kWarpgroupThreads);
+  else
+    std::snprintf(text, sizeof text, "%s by thread (%u, %u, %u)", what, record.thread % n[0],
+                  record.thread / n[0] % n[1], record.thread / (n[0] * n[1]));
   std::string result = text;
   if (record.block != own_block) result += " of block number " + std::to_string(record.block);
   return result;
@@ -62,7 +67,7 @@ void Observer::start_block(BlockState& block) {
   for (uint32_t i = 0; i < block.thread_count; ++i) {
     ThreadState& t = block.threads[i];
     t.clock = t.fence = t.block_fence = t.acquired = Clock{};
-    t.clock.threads.assign(block.thread_count, 0);
+    t.clock.threads.assign(block.thread_count + kWarpgroups, 0);
     t.clock.threads[i] = 1;
   }
 }
@@ -74,7 +79,44 @@ void Observer::access(ThreadState& t, uint32_t site, Space space, uint64_t addre
   if (request_.count) count(t, trace, site, space, address, bytes, access);
   if (space == kLocal) return;
   if (space == kShared) check_initialized(t, trace, site, address, bytes, access);
-  if (request_.detect_races) check_races(t, trace, site, space, address, bytes, access);
+  if (!request_.detect_races) return;
+  const Record now{static_cast<uint32_t>(t.home->number),
+                   t.clock.threads[t.index],
+                   site,
+                   static_cast<uint16_t>(t.index),
+                   0,
+                   static_cast<uint8_t>(access)};
+  check_races(t, trace, now, space, address, bytes);
+  // Shared offsets are made unlike those of other blocks and unlike host addresses.
+  if (access & kStrong)
+    synchronize(t, space == kShared ? t.home->number << 20 | address : address, access);
+}
+
+void Observer::begin_products(BlockState& block, uint32_t warpgroup) {
+  ++blocks_[block.number].products[warpgroup];
+}
+
+void Observer::product_read(ThreadState& t, uint32_t site, uint64_t offset, uint32_t bytes) {
+  settle(t);
+  BlockTrace& trace = blocks_[t.home->number];
+  check_initialized(t, trace, site, offset, bytes, kRead);
+  if (!request_.detect_races) return;
+  const uint32_t warpgroup = t.index / kWarpgroupThreads;
+  const uint32_t place = t.home->thread_count + warpgroup;
+  const Record now{static_cast<uint32_t>(t.home->number),
+                   trace.products[warpgroup],
+                   site,
+                   static_cast<uint16_t>(place),
+                   0,
+                   kRead};
+  check_races(t, trace, now, kShared, offset, bytes);
+}
+
+void Observer::end_products(BlockState& block, uint32_t warpgroup) {
+  const uint32_t epoch = blocks_[block.number].products[warpgroup];
+  for (uint32_t i = 0; i < kWarpgroupThreads; ++i)
+    block.threads[warpgroup * kWarpgroupThreads + i].clock.threads[block.thread_count + warpgroup] =
+        epoch;
 }
 
 void Observer::check_initialized(ThreadState& t, BlockTrace& trace, uint32_t site, uint64_t offset,
@@ -101,22 +143,13 @@ Cell& Observer::cell_at(BlockTrace& trace, Space space, uint64_t granule) {
   return page[granule % (kPageBytes / kGranuleBytes)];
 }
 
-void Observer::check_races(ThreadState& t, BlockTrace& trace, uint32_t site, Space space,
-                           uint64_t address, uint32_t bytes, uint32_t access) {
-  Record now{static_cast<uint32_t>(t.home->number),
-             t.clock.threads[t.index],
-             site,
-             static_cast<uint16_t>(t.index),
-             0,
-             static_cast<uint8_t>(access)};
+void Observer::check_races(ThreadState& t, BlockTrace& trace, Record now, Space space,
+                           uint64_t address, uint32_t bytes) {
   for (uint64_t g = address / kGranuleBytes; g * kGranuleBytes < address + bytes; ++g) {
     const bool low = g * kGranuleBytes >= address, high = g * kGranuleBytes + 1 < address + bytes;
     now.bytes = static_cast<uint8_t>(low | high << 1);
     check_cell(t, cell_at(trace, space, g), now, g * kGranuleBytes, space);
   }
-  // Shared offsets are made unlike those of other blocks and unlike host addresses.
-  if (access & kStrong)
-    synchronize(t, space == kShared ? t.home->number << 20 | address : address, access);
 }
 
 void Observer::check_cell(ThreadState& t, Cell& cell, const Record& now, uint64_t address,

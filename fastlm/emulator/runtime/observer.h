@@ -35,6 +35,12 @@ class Observer {
   void access(ThreadState&, uint32_t site, Space, uint64_t address, uint32_t bytes,
               uint32_t access);
 
+  // Late products read shared memory in the name of their warpgroup, which has a place of its own
+  // in every clock: a thread knows of those reads once it has waited for the products.
+  void begin_products(BlockState&, uint32_t warpgroup);
+  void product_read(ThreadState&, uint32_t site, uint64_t offset, uint32_t bytes);
+  void end_products(BlockState&, uint32_t warpgroup);
+
   // Happens-before edges. `release` adds what the thread knows and starts its next epoch.
   void release(ThreadState&, Clock& into);
   void fence(ThreadState&, bool block_scope);
@@ -49,6 +55,7 @@ class Observer {
     std::vector<uint8_t> byte_states;                 // of shared memory: see ByteState
     std::vector<Cell> cells;                          // of shared memory
     std::unordered_map<uint64_t, Requests> requests;  // by warp and site
+    uint32_t products[kWarpgroups] = {};              // epochs of the warpgroups' products
   };
   using Page = std::vector<Cell>;
 
@@ -57,8 +64,7 @@ class Observer {
   static void count_requests(const Requests&, uint64_t* counters);
   void check_initialized(ThreadState&, BlockTrace&, uint32_t site, uint64_t offset, uint32_t bytes,
                          uint32_t access);
-  void check_races(ThreadState&, BlockTrace&, uint32_t site, Space, uint64_t address,
-                   uint32_t bytes, uint32_t access);
+  void check_races(ThreadState&, BlockTrace&, Record now, Space, uint64_t address, uint32_t bytes);
   void check_cell(ThreadState&, Cell&, const Record& now, uint64_t address, Space);
   void report_race(ThreadState&, const Record& before, const Record& now, uint64_t address, Space);
   void synchronize(ThreadState&, uint64_t address, uint32_t access);

@@ -5,6 +5,7 @@
 #include "async.h"
 #include "counters.h"
 #include "memory.h"
+#include "observer.h"
 
 namespace emulator {
 
@@ -15,7 +16,7 @@ uint32_t a_column(uint32_t lane, int reg, int which);
 
 namespace {
 
-constexpr uint32_t kM = 64, kDepth = 16, kThreads = 128, kMaxN = 256;
+constexpr uint32_t kM = 64, kDepth = 16, kThreads = kWarpgroupThreads, kMaxN = 256;
 
 // Accumulator register i of a thread (PTX ISA, "Register Fragments for wgmma.mma_async.m64nNk16").
 uint32_t d_row(uint32_t thread, uint32_t i) {
@@ -57,7 +58,12 @@ float read_shared(Thread& t, uint32_t site, const Wgmma& shape, uint64_t descrip
   const Descriptor matrix(descriptor);
   const uint32_t offset = outer_major ? matrix.outer_major(outer, k) : matrix.k_major(outer, k);
   const char* at = shared_at<2, 0>(t, offset, site);
-  observe(t, site, kShared, offset, 2, kRead | kUnrecorded);
+  Observer* const observer = block_of(t).launch->observer.get();
+  // Late products are read when they are waited for, and who overwrites them before is found.
+  if (observer && request_of(t).late_wgmma)
+    observer->product_read(state(t), site, offset, 2);
+  else
+    observe(t, site, kShared, offset, 2, kRead | kUnrecorded);
   check_proxy(t, site, offset, 2, "wgmma");
   return element(shape.format, peek<uint16_t>(at));
 }
@@ -193,12 +199,15 @@ void commit_wgmma(Thread& t) {
 void wait_wgmma(Thread& t, uint32_t site, uint32_t groups_left) {
   if (!request_of(t).late_wgmma) return;
   warpgroup_collective(t, "wgmma.wait_group", nullptr, site, [&](WarpGroup& group) {
+    Observer* const observer = block_of(t).launch->observer.get();
+    if (observer) observer->begin_products(block_of(t), t.index / kThreads);
     size_t finished = 0;
     while (finished < group.pending.size() &&
            group.pending[finished].group + groups_left < group.groups)
       finish(t, group.pending[finished++]);
     group.pending.erase(group.pending.begin(),
                         group.pending.begin() + static_cast<ptrdiff_t>(finished));
+    if (observer) observer->end_products(block_of(t), t.index / kThreads);
   });
 }
 

@@ -58,7 +58,9 @@ def test_wide_heads(backend, poisoned):
     """Of 256 float32, the widest: a lane of the CUDA kernel has two packs of them."""
     q, k_cache, v_cache = randn(2, 2, 4, 256), randn(2, 100, 2, 256), randn(2, 100, 2, 256)
     given = cast((q, k_cache, v_cache), F32)
-    theirs, truth = (plain_attention.attention(*t, causal=True)[0] for t in (given, cast(given, F64)))
+    theirs, truth = (
+        plain_attention.attention(*t, causal=True)[0] for t in (given, cast(given, F64))
+    )
     o = ops.attention_with_kvcache(*given, cache_seqlens=100)
     assert_as_accurate_as_torch(o, theirs, truth, "output")
 

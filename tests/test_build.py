@@ -1,12 +1,17 @@
-"""What the build promises: no torch in the C++, one OpenMP, nothing that starts CUDA or Triton."""
+"""What the build promises: no torch in the C++, one OpenMP, nothing that starts CUDA or Triton; and
+of fastlm._cuda, where it is built (FASTLM_CUDA=1), that it holds its targets and never guesses."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from fastlm import backend
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".cpp", ".cu", ".cuh")]
@@ -79,6 +84,78 @@ def test_kernels_offer_nothing_under_another_name():
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert found.returncode == 1 and "use fastlm.kernels" in found.stderr
+
+
+# ---- CUDA ----
+
+
+@pytest.mark.parametrize("wanted, status", [("1", 1), ("auto", 0), ("0", 0)])
+def test_build_without_nvcc(wanted, status, tmp_path):
+    """Only who asks for CUDA is told that there is no compiler for it."""
+    (tmp_path / "setup.py").write_text((ROOT / "setup.py").read_text())
+    (tmp_path / "fastlm").mkdir()
+    nothing = {"PATH": str(tmp_path), "CUDA_HOME": str(tmp_path), "FASTLM_CUDA": wanted}
+    found = subprocess.run(
+        [sys.executable, "setup.py", "--version"],
+        cwd=tmp_path, env=os.environ | nothing, capture_output=True, text=True,
+    )  # fmt: skip
+    told = "FASTLM_CUDA=1, but nvcc is neither on PATH nor under CUDA_HOME" in found.stderr
+    assert (found.returncode, told) == (status, bool(status)), found.stderr
+
+
+@pytest.fixture
+def built():
+    reason = backend.not_installed("fastlm._cuda")
+    if reason:
+        pytest.skip(reason)
+    from fastlm import _cuda
+
+    return _cuda
+
+
+def test_cuda_module_holds_every_target(built):
+    triton = pytest.importorskip("triton", reason="its wheel brings cuobjdump")
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    listed = subprocess.run(
+        [tool, "--list-elf", "--list-ptx", built.__file__],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    kernels = len(list((ROOT / "csrc" / "cuda").glob("*.cu")))
+    for target in (r"sm_80\.cubin", r"sm_90a?\.cubin", r"sm_80\.ptx"):  # CUDA 12 has no 90a here
+        assert len(re.findall(target, listed)) == kernels, target
+
+
+def test_cuda_module_starts_nothing_when_it_is_imported(built):
+    code = (
+        "import fastlm._cuda; print([l for l in open('/proc/self/maps') if 'libcuda.so' in l])"
+        if torch.version.cuda is None
+        else "import torch, fastlm._cuda; print([] if not torch.cuda.is_initialized() else 1)"
+    )
+    assert run_python(code).strip() == "[]"
+
+
+class OnNoDevice:
+    """What is read of a tensor, of one on a GPU that is not there."""
+
+    dtype, device, shape = torch.float32, torch.device("cuda", 0), (4, 8)
+
+    def stride(self):
+        return (8, 1)
+
+    def data_ptr(self):
+        return 4096
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_call_without_a_driver_is_an_error(built):
+    x = OnNoDevice()
+    with pytest.raises(RuntimeError, match=r"^cudaGetDevice: .*(driver|no CUDA-capable device)"):
+        built.gelu_forward(x, x, None, False, 0)
+    with pytest.raises(ValueError, match=r"a tensor on this module's device, got .* cpu"):
+        built.gelu_forward(torch.zeros(4, 8), torch.zeros(4, 8), None, False, 0)
+
+
+# ---- instruction sets ----
 
 
 def objects_of_one_isa() -> list[Path]:

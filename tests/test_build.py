@@ -125,13 +125,30 @@ def test_cuda_module_holds_every_target(built):
         assert len(re.findall(target, listed)) == kernels, target
 
 
-def test_cuda_module_starts_nothing_when_it_is_imported(built):
-    code = (
-        "import fastlm._cuda; print([l for l in open('/proc/self/maps') if 'libcuda.so' in l])"
-        if torch.version.cuda is None
-        else "import torch, fastlm._cuda; print([] if not torch.cuda.is_initialized() else 1)"
-    )
-    assert run_python(code).strip() == "[]"
+ALONE = """import importlib.util, sys, types
+spec = importlib.util.spec_from_file_location("_cuda", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+if sys.argv[2] == "call":
+    x = types.SimpleNamespace(dtype="torch.float32", shape=(0, 8), stride=lambda: (8, 1))
+    x.device, x.data_ptr = types.SimpleNamespace(type="cuda", index=0), lambda: 0
+    try:
+        module.gelu_forward(x, x, None, False, 0)
+    except RuntimeError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the loader that tells is glibc's")
+@pytest.mark.parametrize("way", ["import", "call"])
+def test_cuda_module_looks_for_the_driver_only_when_it_is_called(built, way):
+    """The runtime is in the module and loads libcuda.so at its first call; torch is not there."""
+    found = subprocess.run(
+        [sys.executable, "-c", ALONE, built.__file__, way],
+        env=os.environ | {"LD_DEBUG": "libs"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr[-500:]
+    assert ("libcuda.so" in found.stderr) == (way == "call")
 
 
 class OnNoDevice:

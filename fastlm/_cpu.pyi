@@ -127,6 +127,7 @@ def cross_entropy_backward(
 def linear(
     y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, in_major: bool, threads: int
 ) -> None: ...
+def product(out: Tensor, a: Tensor, b: Tensor, add: bool, threads: int) -> None: ...
 def cross_entropy_tile_forward(
     base: Tensor,
     total: Tensor,

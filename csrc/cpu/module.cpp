@@ -11,6 +11,7 @@ struct CurrentDevice {
 #include "../bindings.h"
 #include "../cross_entropy_tile.h"
 #include "../linear.h"
+#include "../product.h"
 #include "dispatch.h"
 #include "memory.h"
 
@@ -52,6 +53,34 @@ void linear(const TensorView& y, const TensorView& x, const TensorView& weight,
   check_size(weight, in_features * out_features, x.dtype, "linear: weight");
   const Linear p{x.data,      weight.data,  data(bias), y.data, rows,
                  in_features, out_features, in_major,   x.dtype};
+  const py::gil_scoped_release unlocked;
+  launch(p, threads);
+}
+
+// A matrix in any order of strides; a dimension of one element has no stride that matters.
+struct Matrix {
+  int64_t rows, cols, row, col;
+
+  Matrix(const TensorView& t, const char* argument) {
+    if (t.device_type != kDeviceType || t.dims != 2) refuse(argument, "a matrix on the CPU", t);
+    rows = t.shape[0], cols = t.shape[1];
+    row = rows > 1 ? t.strides[0] : 1, col = cols > 1 ? t.strides[1] : 1;
+    if (row != 1 && col != 1) refuse(argument, "rows or columns without gaps", t);
+  }
+};
+
+void product(const TensorView& out, const TensorView& a, const TensorView& b, bool add,
+             int64_t threads) {
+  if (!is_floating(a.dtype)) refuse("product: a", "a floating-point dtype", a);
+  const Matrix mo(out, "product: out"), ma(a, "product: a"), mb(b, "product: b");
+  if (mo.col != 1 || out.dtype != statistics_dtype(a))
+    refuse("product: out", "contiguous columns in the accumulation dtype", out);
+  if (b.dtype != a.dtype || mb.rows != ma.cols)
+    refuse("product: b", "the dtype and as many rows as the columns of " + describe(a), b);
+  if (mo.rows != ma.rows || mo.cols != mb.cols)
+    refuse("product: out", "the rows of " + describe(a) + " and columns of " + describe(b), out);
+  const Product p{a.data, b.data, out.data, ma.rows, mb.cols, ma.cols, ma.row,
+                  ma.col, mb.row, mb.col,   mo.row,  add,     a.dtype};
   const py::gil_scoped_release unlocked;
   launch(p, threads);
 }
@@ -107,6 +136,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "fastlm's kernels for the CPU";
   bind(m);
   m.def("linear", &linear);
+  m.def("product", &product);
   m.def("cross_entropy_tile_forward", &cross_entropy_tile_forward);
   m.def("cross_entropy_tile_backward", &cross_entropy_tile_backward);
   m.def("isa", &isa);

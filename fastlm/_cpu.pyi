@@ -133,6 +133,9 @@ def cross_entropy_tile_forward(
     total: Tensor,
     target_logit: Tensor,
     weighted: Tensor | None,
+    kept: Tensor,
+    factor: Tensor,
+    kept_rows: int,
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None,
@@ -141,6 +144,10 @@ def cross_entropy_tile_forward(
     threads: int,
 ) -> None: ...
 def cross_entropy_tile_backward(
+    dlogits: Tensor,
+    kept: Tensor,
+    factor: Tensor,
+    kept_rows: int,
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None,

@@ -29,7 +29,8 @@ template <class A> constexpr int64_t kTileRows = sizeof(A) == 4 ? 6 : 4;  // 12 
 #else
 template <class A> constexpr int64_t kTileRows = 4;  // 8 of 16
 #endif
-constexpr int64_t kRows = 48, kDepth = 256;  // of a block; the depth in Units
+constexpr int64_t kRows = 48;            // of a block
+constexpr int64_t kPanelUnits = 300000;  // of b, packed at a time: 1.2 MB in float32
 
 // How T is read into Units: from neighbours along the depth, or across it.
 template <class T> struct Kind : Elements<acc_t<T>> {
@@ -82,116 +83,163 @@ template <class T> constexpr int64_t kTileCols = kTileVectors * kLanes<acc_t<T>>
 template <class T> struct Source {
   const T* data;
   int64_t lane, step;  // strides
-  int64_t lanes, depth;
+  int64_t lanes;
 };
 
 // A panel of kWidth lanes: out[unit * kWidth + lane]. Lanes past the end are zero. Where kWidth is
 // less than a vector, each store overlaps the next one's place, and the last reaches kLanes past
 // the panel: panels are packed in order.
 template <class T, int64_t kWidth>
-void pack(const Source<T>& s, int64_t first_lane, int64_t from, int64_t to, unit_t<T>* out) {
+void pack_across(const Source<T>& s, int64_t first_lane, int64_t from, int64_t to, unit_t<T>* out) {
   using K = Kind<T>;
   using U = unit_t<T>;
-  constexpr int64_t kLane = kLanes<U>;
-  const int64_t units = ceil_div(to - from, K::kElements), lanes = s.lanes - first_lane;
-  const T* data = s.data + first_lane * s.lane + from * s.step;
-  for (int64_t i = 0; i < kWidth; i += kLane) {
-    if (s.step != 1) {
-      for (int64_t u = 0; u < units; ++u) {
-        const T* p = data + i + u * K::kElements * s.step;
-        const bool last = from + (u + 1) * K::kElements > to;
-        const Vec<U> v = K::across(p, most(lanes - i, 0), last ? nullptr : p + s.step);
-        memcpy(out + u * kWidth + i, &v, sizeof v);
-      }
-      continue;
+  const T* data = s.data + first_lane + from * s.step;
+  for (int64_t at = from; at < to; at += K::kElements, data += K::kElements * s.step, out += kWidth)
+    for (int64_t i = 0; i < kWidth; i += kLanes<U>) {
+      const T* next = at + 1 < to ? data + i + s.step : nullptr;
+      const Vec<U> v = K::across(data + i, most(s.lanes - first_lane - i, 0), next);
+      memcpy(out + i, &v, sizeof v);
     }
-    constexpr int64_t kUsed = kWidth < kLane ? kWidth : kLane;
-    for (int64_t u = 0; u < units; u += kLane) {
-      const int64_t left = to - from - u * K::kElements;  // elements
+}
+
+// The same where neighbours lie along the depth: squares are transposed in registers.
+template <class T, int64_t kWidth>
+void pack_along(const Source<T>& s, int64_t first_lane, int64_t from, int64_t to, unit_t<T>* out) {
+  using K = Kind<T>;
+  using U = unit_t<T>;
+  constexpr int64_t kLane = kLanes<U>, kStep = kLane * K::kElements;
+  for (int64_t at = from; at < to; at += kStep, out += kLane * kWidth)
+    for (int64_t i = 0; i < kWidth; i += kLane) {
+      const T* data = s.data + (first_lane + i) * s.lane + at;
+      const int64_t lanes = s.lanes - first_lane - i;
       Vec<U> square[kLane] = {};
-      if (lanes - i >= kUsed && left >= kLane * K::kElements) {  // in registers
+      if (lanes >= kLane && to - at >= kStep) {  // without a branch: the square is in registers
 #pragma GCC unroll 16
-        for (int64_t j = 0; j < kUsed; ++j)
-          square[j] = K::along(data + (i + j) * s.lane + u * K::kElements, left);
+        for (int64_t j = 0; j < kLane; ++j) {
+          square[j] = K::along(data + j * s.lane, kStep);
+          prefetch(data + j * s.lane, 512);  // many short rows, which the processor does not see
+        }
         transpose_square<U>(square);
 #pragma GCC unroll 16
         for (int64_t j = 0; j < kLane; ++j)
-          memcpy(out + (u + j) * kWidth + i, &square[j], sizeof square[j]);
+          memcpy(out + j * kWidth + i, &square[j], sizeof square[j]);
         continue;
       }
-      for (int64_t j = 0; j < least(kUsed, lanes - i); ++j)
-        square[j] = K::along(data + (i + j) * s.lane + u * K::kElements, left);
+      for (int64_t j = 0; j < least(kLane, lanes); ++j)
+        square[j] = K::along(data + j * s.lane, to - at);
       transpose_square<U>(square);
-      for (int64_t j = 0; j < least(kLane, units - u); ++j)
-        memcpy(out + (u + j) * kWidth + i, &square[j], sizeof square[j]);
+      for (int64_t j = 0; j < least(kLane, ceil_div(to - at, K::kElements)); ++j)
+        memcpy(out + j * kWidth + i, &square[j], sizeof square[j]);
+    }
+}
+
+// kTileRows rows of a, each converted to Units side by side; zero past the last row.
+template <class T>
+void pack_rows(const Source<T>& s, int64_t first_row, int64_t from, int64_t to, unit_t<T>* out,
+               int64_t out_row) {
+  using U = unit_t<T>;
+  constexpr int64_t kStep = kLanes<U> * Kind<T>::kElements;
+  for (int64_t r = 0; r < kTileRows<acc_t<T>>; ++r, out += out_row) {
+    const bool live = first_row + r < s.lanes;
+    const T* data = s.data + (live ? first_row + r : 0) * s.lane;
+    for (int64_t at = from, u = 0; at < to; at += kStep, u += kLanes<U>) {
+      const Vec<U> v = live ? Kind<T>::along(data + at, to - at) : Vec<U>{};
+      memcpy(out + u, &v, sizeof v);
     }
   }
 }
 
-// One register tile of out, whole or cut off at its edges.
-template <class T, bool kAdd>
-void tile(int64_t units, const unit_t<T>* a, const unit_t<T>* b, acc_t<T>* out, int64_t out_row,
-          int64_t rows, int64_t cols) {
+// One register tile of out, whole or cut off at its edges. a's panel holds its rows side by side,
+// or, kRowMajor, each with its Units side by side.
+template <class T, bool kRowMajor, bool kAdd>
+void tile(int64_t units, const unit_t<T>* a, int64_t a_row, const unit_t<T>* b, acc_t<T>* out,
+          int64_t out_row, int64_t rows, int64_t cols) {
   using A = acc_t<T>;
+  constexpr int64_t kHeight = kTileRows<A>, kWidth = kTileCols<T>;
   const auto run = [&](auto add, A* c, int64_t ldc) __attribute__((always_inline)) {
-    product_tile<Kind<T>, kTileRows<acc_t<T>>, decltype(add)::value>(
-        units, a, 1, kTileRows<acc_t<T>>, b, kTileCols<T>, c, ldc);
+    product_tile<Kind<T>, kHeight, decltype(add)::value>(
+        units, a, kRowMajor ? a_row : 1, kRowMajor ? 1 : kHeight, b, kWidth, c, ldc);
   };
-  if (rows >= kTileRows<acc_t<T>> && cols >= kTileCols<T>) {
-    for (int64_t r = 0; r < kTileRows<acc_t<T>>; ++r) __builtin_prefetch(out + r * out_row, 1);
+  if (rows >= kHeight && cols >= kWidth) {
+    for (int64_t r = 0; r < kHeight; ++r) __builtin_prefetch(out + r * out_row, 1);
     return run(Flag<kAdd>{}, out, out_row);
   }
-  A edge[kTileRows<acc_t<T>> * kTileCols<T>];
-  run(Flag<false>{}, edge, kTileCols<T>);
-  for (int64_t r = 0; r < least(rows, kTileRows<acc_t<T>>); ++r)
-    for (int64_t c = 0; c < least(cols, kTileCols<T>); ++c) {
+  A edge[kHeight * kWidth];
+  run(Flag<false>{}, edge, kWidth);
+  for (int64_t r = 0; r < least(rows, kHeight); ++r)
+    for (int64_t c = 0; c < least(cols, kWidth); ++c) {
       A& at = out[r * out_row + c];
-      at = (kAdd ? at : A(0)) + edge[r * kTileCols<T> + c];
+      at = (kAdd ? at : A(0)) + edge[r * kWidth + c];
     }
 }
 
-// The rows of a block, for one block of the depth: packs their part of a, then goes over b's
-// panels.
-template <class T, bool kAdd>
+// Rows [first, last) for depths [from, to): packs their part of a, then goes over b's panels.
+template <class T, bool kRowMajor, bool kAdd>
 void block(const Product& p, const Source<T>& a, int64_t first, int64_t last, int64_t from,
            int64_t to, const unit_t<T>* b) {
+  using A = acc_t<T>;
+  using U = unit_t<T>;
+  constexpr int64_t kHeight = kTileRows<A>;
   const int64_t units = ceil_div(to - from, Kind<T>::kElements);
-  const Scratch<unit_t<T>> packed(kRows * units + kLanes<acc_t<T>>);
-  for (int64_t r = first; r < last; r += kTileRows<acc_t<T>>)
-    pack<T, kTileRows<acc_t<T>>>(a, r, from, to, packed.data() + (r - first) * units);
+  const int64_t a_row = ceil_div(units, kLanes<U>) * kLanes<U>;
+  const Scratch<U> packed(kRows * a_row + kLanes<U>);
+  struct {
+    const U* data;
+    int64_t row;
+  } panels[kRows / kHeight];
+  for (int64_t r = first; r < last; r += kHeight) {
+    U* out = packed.data() + (r - first) * a_row;
+    auto& panel = panels[(r - first) / kHeight];
+    panel = {out, a_row};
+    if constexpr (!kRowMajor)
+      pack_across<T, kHeight>(a, r, from, to, out);
+    else if (!__is_same(T, U) || r + kHeight > p.rows)
+      pack_rows<T>(a, r, from, to, out, a_row);
+    else  // rows of Units are there already
+      panel = {reinterpret_cast<const U*>(a.data) + r * a.lane + from, a.lane};
+  }
   for (int64_t c = 0; c < p.cols; c += kTileCols<T>)
-    for (int64_t r = first; r < last; r += kTileRows<acc_t<T>>)
-      tile<T, kAdd>(units, packed.data() + (r - first) * units, b + c * units,
-                    static_cast<acc_t<T>*>(p.out) + r * p.out_row + c, p.out_row, p.rows - r,
-                    p.cols - c);
+    for (int64_t r = first; r < last; r += kHeight)
+      tile<T, kRowMajor, kAdd>(units, panels[(r - first) / kHeight].data,
+                               panels[(r - first) / kHeight].row, b + c * units,
+                               static_cast<A*>(p.out) + r * p.out_row + c, p.out_row, p.rows - r,
+                               p.cols - c);
+}
+
+// Depths [from, to) of the product.
+template <class T, bool kRowMajor, bool kAdd>
+void slab(const Product& p, int64_t from, int64_t to, unit_t<T>* packed, int64_t threads) {
+  constexpr int64_t kHeight = kTileRows<acc_t<T>>, kWidth = kTileCols<T>;
+  const Source<T> a{static_cast<const T*>(p.a), p.a_row, p.a_col, p.rows},
+      b{static_cast<const T*>(p.b), p.b_col, p.b_row, p.cols};
+  const int64_t units = ceil_div(to - from, Kind<T>::kElements);
+  parallel_for(ceil_div(p.cols, kWidth), kWidth * (to - from) * int64_t(sizeof(T)), threads,
+               [&](int64_t first, int64_t last) {
+                 for (int64_t i = first; i < last; ++i)
+                   (b.step == 1 ? pack_along<T, kWidth>
+                                : pack_across<T, kWidth>)(b, i * kWidth, from, to,
+                                                          packed + i * kWidth * units);
+               });
+  // Blocks of about equal size, as many for each thread.
+  const int64_t tiles = ceil_div(p.rows, kHeight);
+  const int64_t blocks = threads * ceil_div(p.rows, threads * kRows);
+  parallel_items(blocks, p.rows * p.cols * (to - from) / blocks, threads, [&](int64_t i) {
+    const int64_t first = tiles * i / blocks * kHeight, last = tiles * (i + 1) / blocks * kHeight;
+    block<T, kRowMajor, kAdd>(p, a, first, least(last, p.rows), from, to, packed);
+  });
 }
 
 template <class T> void run(const Product& p, int64_t threads) {
-  constexpr int64_t kWidth = kTileCols<T>, kStep = kDepth * Kind<T>::kElements;
-  const Source<T> a{static_cast<const T*>(p.a), p.a_row, p.a_col, p.rows, p.depth},
-      b{static_cast<const T*>(p.b), p.b_col, p.b_row, p.cols, p.depth};
-  const int64_t panels = ceil_div(p.cols, kWidth), tiles = ceil_div(p.rows, kTileRows<acc_t<T>>);
-  // Blocks of about equal size, as many for each thread.
-  const int64_t blocks = threads * ceil_div(p.rows, threads * kRows);
-  const Scratch<unit_t<T>> packed(panels * kWidth *
-                                  least(kDepth, ceil_div(p.depth, Kind<T>::kElements)));
-  for (int64_t from = 0; from < p.depth || from == 0; from += kStep) {
-    const int64_t to = least(from + kStep, p.depth);
-    const int64_t units = ceil_div(to - from, Kind<T>::kElements);
-    parallel_for(panels, kWidth * (to - from) * int64_t(sizeof(T)), threads,
-                 [&](int64_t first, int64_t last) {
-                   for (int64_t i = first; i < last; ++i)
-                     pack<T, kWidth>(b, i * kWidth, from, to, packed.data() + i * kWidth * units);
-                 });
-    const int64_t multiplications = p.rows * p.cols * (to - from) / most(blocks, 1);
-    parallel_items(blocks, multiplications, threads, [&](int64_t i) {
-      const int64_t first = tiles * i / blocks * kTileRows<acc_t<T>>,
-                    last = least(tiles * (i + 1) / blocks * kTileRows<acc_t<T>>, p.rows);
-      if (p.add || from > 0)
-        block<T, true>(p, a, first, last, from, to, packed.data());
-      else
-        block<T, false>(p, a, first, last, from, to, packed.data());
-    });
+  const int64_t panels = ceil_div(p.cols, kTileCols<T>) * kTileCols<T>;
+  const int64_t units = most(kPanelUnits / panels, kLanes<acc_t<T>>),
+                step = units * Kind<T>::kElements;
+  const Scratch<unit_t<T>> packed(panels * least(units, ceil_div(p.depth, Kind<T>::kElements)));
+  for (int64_t from = 0; from < p.depth || from == 0; from += step) {
+    const int64_t to = least(from + step, p.depth);
+    const bool row_major = p.a_col == 1, add = p.add || from > 0;
+    (row_major ? add ? slab<T, true, true> : slab<T, true, false>
+     : add ? slab<T, false, true>
+               : slab<T, false, false>)(p, from, to, packed.data(), threads);
   }
 }
 

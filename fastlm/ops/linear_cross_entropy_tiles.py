@@ -3,8 +3,9 @@
 As Wijmans et al. 2024, "Cut Your Losses in Large-Vocabulary Language Models": one sweep over the
 tiles keeps each row's log-sum-exp, a second one turns a tile's logits into their gradient in the
 cache and multiplies it with both operands. Where the weight gets a gradient, the first sweep leaves
-its logits in that gradient's memory: a class has as much of it as a logit of `features` rows takes.
-Only rows beyond those are made again. Every product accumulates in float32.
+its logits in the memory of that gradient, which has room for as many rows as there are features
+(a third more in float32, csrc/cpu/cross_entropy_tile.cpp); those of further rows are made again.
+Every product accumulates in float32.
 """
 
 import torch
@@ -17,8 +18,7 @@ from .define import statistics_like
 
 def forward(kernels, x, linear_weight, linear_bias, target, weight, options):
     """(loss, lse), nothing kept."""
-    tiles = _Tiles(kernels, x, linear_weight, linear_bias, target, weight, options)
-    return tiles.losses()
+    return _Tiles(kernels, x, linear_weight, linear_bias, target, weight, options).losses()
 
 
 def backward(kernels, dloss, x, linear_weight, linear_bias, target, weight, lse, options, wanted):
@@ -29,12 +29,10 @@ def backward(kernels, dloss, x, linear_weight, linear_bias, target, weight, lse,
 
 def gradients(kernels, dloss, x, linear_weight, linear_bias, target, weight, options, wanted):
     """(loss, lse, dx, dlinear_weight, dlinear_bias) of sum(dloss * loss), None where not wanted."""
-    dlinear_weight, dlinear_bias = _empty(wanted[1:], linear_weight, linear_bias)
-    tiles = _Tiles(
-        kernels, x, linear_weight, linear_bias, target, weight, options, stash=dlinear_weight
-    )
+    outputs = _empty(wanted[1:], linear_weight, linear_bias)
+    tiles = _Tiles(kernels, x, linear_weight, linear_bias, target, weight, options, outputs[0])
     loss, lse = tiles.losses()
-    return loss, lse, *tiles.gradients(dloss, lse, wanted[0], dlinear_weight, dlinear_bias)
+    return loss, lse, *tiles.gradients(dloss, lse, wanted[0], *outputs)
 
 
 def _empty(wanted, *models):
@@ -44,24 +42,28 @@ def _empty(wanted, *models):
 class _Tiles:
     """One call: its operands, and the buffers that its tiles share.
 
-    The first `kept` rows have their logits in `stash`, the weight's gradient; those of the others
-    are in a buffer while they are used.
+    `logits` holds those of a tile in the accumulation type. The first `kept` rows leave theirs in
+    `room`, the memory of the weight's gradient, from the first sweep to the second.
     """
 
-    def __init__(self, kernels, x, linear_weight, linear_bias, target, weight, options, stash=None):
+    def __init__(self, kernels, x, linear_weight, linear_bias, target, weight, options, room=None):
         self.kernels, self.x, self.target, self.weight = kernels, x, target, weight
         self.linear_weight, self.linear_bias = linear_weight, linear_bias
         self.ignore_index, self.label_smoothing, self.lse_square_scale, self.softcap = options
-        self.stash = stash
+        self.room = room
         rows, features = x.shape
-        self.kept = 0 if stash is None else min(rows, features)
-        groups = slice(0, self.kept), slice(self.kept, rows)
-        self.groups = [g for g in groups if g.start < g.stop] or [slice(0, 0)]
-        self.width = _width(linear_weight.shape[0], x.dtype)
+        classes = linear_weight.shape[0]
+        self.width = min(_width(classes, x.dtype), max(classes, 1))
         self.sums_dtype = statistics_like(x, ()).dtype
-        self.buffer = memory.empty(((rows - self.kept) * self.width,), x.dtype, x.device)
-        sums = self.width * (features if x.dtype == self.sums_dtype else max(rows, features))
-        self.sums = memory.empty((sums,), self.sums_dtype, x.device)
+        self.narrow = x.dtype != self.sums_dtype
+        self.kept = 0 if room is None else min(rows, _rows_in(features, x.dtype))
+        tiles = -(-classes // self.width) if x.dtype == torch.float32 else 0
+        self.factors = memory.empty((tiles, self.kept), torch.float32, x.device)
+        size = self.width * (max(rows, features) if self.narrow else rows)
+        self.logits = memory.empty((size,), self.sums_dtype, x.device)
+        self.dlogits = self.logits
+        if self.narrow:
+            self.dlogits = memory.empty((rows * self.width,), x.dtype, x.device)
 
     def losses(self) -> tuple[Tensor, Tensor]:
         """The first sweep: (loss, lse)."""
@@ -69,14 +71,11 @@ class _Tiles:
         total, target_logit = torch.zeros_like(base), torch.zeros_like(base)
         weighted = torch.zeros_like(base, dtype=torch.float64) if self.label_smoothing else None
         for first, part in self._parts():
-            for rows in self.groups:
-                logits = self._place(rows, first, part)
-                self._make(logits, rows, first, part)
-                self.kernels.cross_entropy_tile_forward(
-                    base[rows], total[rows], target_logit[rows],
-                    None if weighted is None else weighted[rows], logits, self.target[rows],
-                    self._weight_of(first, part), first, self.softcap, where(self.x),
-                )  # fmt: skip
+            logits = self._make(0, first, part)
+            self.kernels.cross_entropy_tile_forward(
+                base, total, target_logit, weighted, *self._kept(first, part), logits, self.target,
+                self._weight_of(first, part), first, self.softcap, where(self.x),
+            )  # fmt: skip
         lse = base.double() + total.double().log()
         hard, weights_sum = self._hard_weights()
         loss = (1 - self.label_smoothing) * hard * (lse - target_logit)
@@ -91,27 +90,24 @@ class _Tiles:
         scales = self._scales(dloss, lse)
         dx = torch.zeros_like(self.x, dtype=self.sums_dtype) if input_grad else None
         for first, part in self._parts():
-            dweight = self.sums[: part.numel()].view(part.shape)
-            dbias = dloss.new_zeros(part.shape[0])
-            for rows in reversed(self.groups):  # making logits needs the memory of dweight
-                logits = self._place(rows, first, part)
-                if rows.start >= self.kept:
-                    self._make(logits, rows, first, part)
-                self.kernels.cross_entropy_tile_backward(
-                    logits, self.target[rows], self._weight_of(first, part), lse[rows],
-                    *(scale[rows] for scale in scales), first, self.softcap, where(self.x),
-                )  # fmt: skip
-                if dx is not None:
-                    self._product(dx[rows], logits, part, add=True)
-                if dlinear_weight is not None:
-                    self._product(dweight, logits.t(), self.x[rows], add=rows is not self.groups[-1])
-                if dlinear_bias is not None:
-                    dbias += logits.sum(0, dtype=dloss.dtype)
-            if dlinear_weight is not None:  # over the logits, which are no longer needed
-                dlinear_weight[first : first + part.shape[0]] = dweight
+            classes = slice(first, first + part.shape[0])
+            dlogits = _matrix(self.dlogits, self.x.shape[0], part.shape[0])
+            logits = self._make(self.kept, first, part)
+            self.kernels.cross_entropy_tile_backward(
+                dlogits, *self._kept(first, part), logits, self.target,
+                self._weight_of(first, part), lse, *scales, first, self.softcap, where(self.x),
+            )  # fmt: skip
+            if dx is not None:
+                self._product(dx, dlogits, part, add=True)
+            if dlinear_weight is not None:  # over the logits that it kept
+                dweight = dlinear_weight[classes]
+                sums = _matrix(self.logits, *part.shape) if self.narrow else dweight
+                self._product(sums, dlogits.t(), self.x, add=False)
+                if self.narrow:
+                    dweight.copy_(sums)
             if dlinear_bias is not None:
-                dlinear_bias[first : first + part.shape[0]] = dbias
-        self.buffer = self.sums = None  # before input's gradient is there in two dtypes
+                dlinear_bias[classes] = dlogits.sum(0, dtype=dloss.dtype)
+        self.logits = self.dlogits = None  # before input's gradient is there in two dtypes
         return None if dx is None else dx.to(self.x.dtype), dlinear_weight, dlinear_bias
 
     def _parts(self):
@@ -119,24 +115,20 @@ class _Tiles:
         for first in range(0, self.linear_weight.shape[0], self.width):
             yield first, self.linear_weight[first : first + self.width]
 
-    def _place(self, rows: slice, first: int, part: Tensor) -> Tensor:
-        """Where a group's logits of a tile are."""
-        shape = rows.stop - rows.start, part.shape[0]
-        memory_of = self.buffer
-        if rows.start < self.kept:
-            memory_of = self.stash[first : first + part.shape[0]].view(-1)
-        return memory_of[: shape[0] * shape[1]].view(shape)
-
-    def _make(self, logits: Tensor, rows: slice, first: int, part: Tensor) -> None:
-        """The logits, rounded to x's dtype once."""
-        wide = logits
-        if logits.dtype != self.sums_dtype:
-            wide = self.sums[: logits.numel()].view(logits.shape)
-        self._product(wide, self.x[rows], part.t(), add=False)
+    def _make(self, start: int, first: int, part: Tensor) -> Tensor:
+        """The logits of a tile in the rows from `start` on."""
+        logits = _matrix(self.logits, self.x.shape[0], part.shape[0])[start:]
+        self._product(logits, self.x[start:], part.t(), add=False)
         if self.linear_bias is not None:
-            wide += self.linear_bias[first : first + part.shape[0]]
-        if wide is not logits:
-            logits.copy_(wide)
+            logits += self.linear_bias[first : first + part.shape[0]]
+        return logits
+
+    def _kept(self, first: int, part: Tensor) -> tuple[Tensor, Tensor, int]:
+        """What the kernels know of the rows that are kept: room, factors, how many."""
+        if self.kept == 0:
+            return self.x.new_empty(0), self.factors, 0
+        factors = self.factors[first // self.width] if len(self.factors) else self.factors
+        return self.room[first : first + part.shape[0]], factors, self.kept
 
     def _product(self, out: Tensor, a: Tensor, b: Tensor, *, add: bool) -> None:
         self.kernels.product(out, a, b, add, where(self.x))
@@ -166,3 +158,12 @@ def _width(classes: int, dtype: torch.dtype) -> int:
     below 3 % of the logits, which bfloat16 makes half as large.
     """
     return max(96, min(384, classes // (256 if dtype == torch.bfloat16 else 128)))
+
+
+def _rows_in(features: int, dtype: torch.dtype) -> int:
+    """Of how many rows the gradient of the weight can hold the logits: float32 takes three bytes."""
+    return features * 4 // 3 if dtype == torch.float32 else features
+
+
+def _matrix(memory_of: Tensor, rows: int, cols: int) -> Tensor:
+    return memory_of[: rows * cols].view(rows, cols)

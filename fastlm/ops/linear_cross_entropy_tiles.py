@@ -161,7 +161,7 @@ def _width(classes: int, dtype: torch.dtype) -> int:
 
 
 def _rows_in(features: int, dtype: torch.dtype) -> int:
-    """Of how many rows the gradient of the weight can hold the logits: float32 takes three bytes."""
+    """Of how many rows the weight's gradient has room for the logits, of three bytes in float32."""
     return features * 4 // 3 if dtype == torch.float32 else features
 
 

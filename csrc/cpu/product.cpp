@@ -29,8 +29,7 @@ template <class A> constexpr int64_t kTileRows = sizeof(A) == 4 ? 6 : 4;  // 12 
 #else
 template <class A> constexpr int64_t kTileRows = 4;  // 8 of 16
 #endif
-constexpr int64_t kRows = 48;            // of a block
-constexpr int64_t kPanelUnits = 300000;  // of b, packed at a time: 1.2 MB in float32
+constexpr int64_t kRows = 48;  // of a block
 
 // How T is read into Units: from neighbours along the depth, or across it.
 template <class T> struct Kind : Elements<acc_t<T>> {
@@ -77,7 +76,9 @@ template <> struct Kind<bf16> {
 #endif
 
 template <class T> using unit_t = typename Kind<T>::Unit;
-template <class T> constexpr int64_t kTileCols = kTileVectors * kLanes<acc_t<T>>;
+// Units of b that are packed at a time: for float32 384 deep at 768 columns. In proportion to the
+// size of an element, as what is held beside a result is measured by the result.
+template <class T> constexpr int64_t kPanelUnits = 73728 * int64_t(sizeof(T));
 
 // One operand seen from its panels: `lanes` are a's rows or b's columns.
 template <class T> struct Source {
@@ -86,20 +87,25 @@ template <class T> struct Source {
   int64_t lanes;
 };
 
-// A panel of kWidth lanes: out[unit * kWidth + lane]. Lanes past the end are zero. Where kWidth is
-// less than a vector, each store overlaps the next one's place, and the last reaches kLanes past
-// the panel: panels are packed in order.
+// Panels of kWidth lanes, from first_lane up to `last`: out[unit * kWidth + lane], `stride` from
+// panel to panel. Lanes past the end are zero. Where kWidth is less than a vector, each store
+// overlaps the next one's place, and the last reaches kLanes past the panel.
 template <class T, int64_t kWidth>
-void pack_across(const Source<T>& s, int64_t first_lane, int64_t from, int64_t to, unit_t<T>* out) {
+void pack_across(const Source<T>& s, int64_t first_lane, int64_t last, int64_t from, int64_t to,
+                 unit_t<T>* out, int64_t stride) {
   using K = Kind<T>;
   using U = unit_t<T>;
-  const T* data = s.data + first_lane + from * s.step;
-  for (int64_t at = from; at < to; at += K::kElements, data += K::kElements * s.step, out += kWidth)
-    for (int64_t i = 0; i < kWidth; i += kLanes<U>) {
-      const T* next = at + 1 < to ? data + i + s.step : nullptr;
-      const Vec<U> v = K::across(data + i, most(s.lanes - first_lane - i, 0), next);
-      memcpy(out + i, &v, sizeof v);
-    }
+  for (int64_t at = from; at < to; at += K::kElements, out += kWidth) {
+    // All panels of a step at once: they share its lines and its page.
+    U* panel = out;
+    for (int64_t first = first_lane; first < last; first += kWidth, panel += stride)
+      for (int64_t i = 0; i < kWidth; i += kLanes<U>) {
+        const T* data = s.data + first + i + at * s.step;
+        const Vec<U> v =
+            K::across(data, most(s.lanes - first - i, 0), at + 1 < to ? data + s.step : nullptr);
+        memcpy(panel + i, &v, sizeof v);
+      }
+  }
 }
 
 // The same where neighbours lie along the depth: squares are transposed in registers.
@@ -182,21 +188,23 @@ void block(const Product& p, const Source<T>& a, int64_t first, int64_t last, in
   constexpr int64_t kHeight = kTileRows<A>;
   const int64_t units = ceil_div(to - from, Kind<T>::kElements);
   const int64_t a_row = ceil_div(units, kLanes<U>) * kLanes<U>;
-  const Scratch<U> packed(kRows * a_row + kLanes<U>);
+  const int64_t stride = kHeight * a_row + kLanes<U>;  // from panel to panel
+  const Scratch<U> packed(kRows / kHeight * stride);
   struct {
     const U* data;
     int64_t row;
   } panels[kRows / kHeight];
+  if constexpr (!kRowMajor)
+    pack_across<T, kHeight>(a, first, last, from, to, packed.data(), stride);
   for (int64_t r = first; r < last; r += kHeight) {
-    U* out = packed.data() + (r - first) * a_row;
     auto& panel = panels[(r - first) / kHeight];
+    U* out = packed.data() + (r - first) / kHeight * stride;
+    const bool there = __is_same(T, U) && r + kHeight <= p.rows;  // whole rows of Units
     panel = {out, a_row};
-    if constexpr (!kRowMajor)
-      pack_across<T, kHeight>(a, r, from, to, out);
-    else if (!__is_same(T, U) || r + kHeight > p.rows)
+    if (kRowMajor && there)
+      panel = {reinterpret_cast<const U*>(a.data + r * a.lane + from), a.lane};
+    else if (kRowMajor)
       pack_rows<T>(a, r, from, to, out, a_row);
-    else  // rows of Units are there already
-      panel = {reinterpret_cast<const U*>(a.data) + r * a.lane + from, a.lane};
   }
   for (int64_t c = 0; c < p.cols; c += kTileCols<T>)
     for (int64_t r = first; r < last; r += kHeight)
@@ -209,16 +217,20 @@ void block(const Product& p, const Source<T>& a, int64_t first, int64_t last, in
 // Depths [from, to) of the product.
 template <class T, bool kRowMajor, bool kAdd>
 void slab(const Product& p, int64_t from, int64_t to, unit_t<T>* packed, int64_t threads) {
+  using U = unit_t<T>;
   constexpr int64_t kHeight = kTileRows<acc_t<T>>, kWidth = kTileCols<T>;
   const Source<T> a{static_cast<const T*>(p.a), p.a_row, p.a_col, p.rows},
       b{static_cast<const T*>(p.b), p.b_col, p.b_row, p.cols};
   const int64_t units = ceil_div(to - from, Kind<T>::kElements);
   parallel_for(ceil_div(p.cols, kWidth), kWidth * (to - from) * int64_t(sizeof(T)), threads,
                [&](int64_t first, int64_t last) {
-                 for (int64_t i = first; i < last; ++i)
-                   (b.step == 1 ? pack_along<T, kWidth>
-                                : pack_across<T, kWidth>)(b, i * kWidth, from, to,
-                                                          packed + i * kWidth * units);
+                 for (int64_t i = first; i < last; ++i) {
+                   U* out = packed + i * kWidth * units;
+                   if (b.step == 1)
+                     pack_along<T, kWidth>(b, i * kWidth, from, to, out);
+                   else
+                     pack_across<T, kWidth>(b, i * kWidth, (i + 1) * kWidth, from, to, out, 0);
+                 }
                });
   // Blocks of about equal size, as many for each thread.
   const int64_t tiles = ceil_div(p.rows, kHeight);
@@ -230,16 +242,19 @@ void slab(const Product& p, int64_t from, int64_t to, unit_t<T>* packed, int64_t
 }
 
 template <class T> void run(const Product& p, int64_t threads) {
-  const int64_t panels = ceil_div(p.cols, kTileCols<T>) * kTileCols<T>;
-  const int64_t units = most(kPanelUnits / panels, kLanes<acc_t<T>>),
-                step = units * Kind<T>::kElements;
-  const Scratch<unit_t<T>> packed(panels * least(units, ceil_div(p.depth, Kind<T>::kElements)));
-  for (int64_t from = 0; from < p.depth || from == 0; from += step) {
-    const int64_t to = least(from + step, p.depth);
+  constexpr int64_t kElements = Kind<T>::kElements, kLeast = 64, kMost = 1024;  // units deep
+  const int64_t cols = ceil_div(p.cols, kTileCols<T>) * kTileCols<T>;
+  const int64_t depth = ceil_div(p.depth, kElements);
+  const int64_t allowed = most(kLeast, least(kPanelUnits<T> / cols, kMost));
+  const int64_t units = ceil_div(depth, most(1, ceil_div(depth, allowed)));  // of equal slabs
+  const Scratch<unit_t<T>> packed(cols * units);
+  for (int64_t from = 0; from < p.depth || from == 0; from += units * kElements) {
+    const int64_t to = least(from + units * kElements, p.depth);
     const bool row_major = p.a_col == 1, add = p.add || from > 0;
     (row_major ? add ? slab<T, true, true> : slab<T, true, false>
      : add ? slab<T, false, true>
                : slab<T, false, false>)(p, from, to, packed.data(), threads);
+    if (units == 0) return;
   }
 }
 

@@ -5,7 +5,8 @@ tiles keeps each row's log-sum-exp, a second one turns a tile's logits into thei
 cache and multiplies it with both operands. Where the weight gets a gradient, the first sweep leaves
 its logits in the memory of that gradient, which has room for as many rows as there are features
 (a third more in float32, csrc/cpu/cross_entropy_tile.cpp); those of further rows are made again.
-Every product accumulates in float32.
+Every product accumulates in float32. In bfloat16 the buffers of a tile lie in the memory of input's
+gradient, which is written last.
 """
 
 import torch
@@ -23,30 +24,41 @@ def forward(kernels, x, linear_weight, linear_bias, target, weight, options):
 
 def backward(kernels, dloss, x, linear_weight, linear_bias, target, weight, lse, options, wanted):
     """(dx, dlinear_weight, dlinear_bias), None where not wanted; makes all logits again."""
-    tiles = _Tiles(kernels, x, linear_weight, linear_bias, target, weight, options)
-    return tiles.gradients(dloss, lse, wanted[0], *_empty(wanted[1:], linear_weight, linear_bias))
+    outputs = _empty(wanted, x, linear_weight, linear_bias)
+    tiles = _Tiles(
+        kernels, x, linear_weight, linear_bias, target, weight, options, spare=outputs[0]
+    )
+    return tiles.gradients(dloss, lse, *outputs)
 
 
 def gradients(kernels, dloss, x, linear_weight, linear_bias, target, weight, options, wanted):
     """(loss, lse, dx, dlinear_weight, dlinear_bias) of sum(dloss * loss), None where not wanted."""
-    outputs = _empty(wanted[1:], linear_weight, linear_bias)
-    tiles = _Tiles(kernels, x, linear_weight, linear_bias, target, weight, options, outputs[0])
+    outputs = _empty(wanted, x, linear_weight, linear_bias)
+    tiles = _Tiles(
+        kernels, x, linear_weight, linear_bias, target, weight, options, outputs[1], outputs[0]
+    )
     loss, lse = tiles.losses()
-    return loss, lse, *tiles.gradients(dloss, lse, wanted[0], *outputs)
+    return loss, lse, *tiles.gradients(dloss, lse, *outputs)
 
 
-def _empty(wanted, *models):
-    return [memory.empty_like(m) if w else None for w, m in zip(wanted, models, strict=True)]
+def _empty(wanted, x, *parameters):
+    """The gradients. Input's is small: the pool's whole huge pages would be a third more."""
+    dx = torch.empty_like(x) if wanted[0] else None
+    grads = zip(wanted[1:], parameters, strict=True)
+    return [dx, *(memory.empty_like(p) if w else None for w, p in grads)]
 
 
 class _Tiles:
     """One call: its operands, and the buffers that its tiles share.
 
     `logits` holds those of a tile in the accumulation type. The first `kept` rows leave theirs in
-    `room`, the memory of the weight's gradient, from the first sweep to the second.
+    `room`, the memory of the weight's gradient, from the first sweep to the second; `spare` is that
+    of input's.
     """
 
-    def __init__(self, kernels, x, linear_weight, linear_bias, target, weight, options, room=None):
+    def __init__(
+        self, kernels, x, linear_weight, linear_bias, target, weight, options, room=None, spare=None
+    ):
         self.kernels, self.x, self.target, self.weight = kernels, x, target, weight
         self.linear_weight, self.linear_bias = linear_weight, linear_bias
         self.ignore_index, self.label_smoothing, self.lse_square_scale, self.softcap = options
@@ -60,10 +72,13 @@ class _Tiles:
         tiles = -(-classes // self.width) if x.dtype == torch.float32 else 0
         self.factors = memory.empty((tiles, self.kept), torch.float32, x.device)
         size = self.width * (max(rows, features) if self.narrow else rows)
-        self.logits = memory.empty((size,), self.sums_dtype, x.device)
-        self.dlogits = self.logits
-        if self.narrow:
-            self.dlogits = memory.empty((rows * self.width,), x.dtype, x.device)
+        if not self.narrow:
+            self.logits = self.dlogits = memory.empty((size,), x.dtype, x.device)
+            return
+        if spare is None or spare.numel() < 2 * size + rows * self.width:
+            spare = memory.empty((2 * size + rows * self.width,), x.dtype, x.device)
+        self.logits = spare.view(-1)[: 2 * size].view(self.sums_dtype)
+        self.dlogits = spare.view(-1)[2 * size :]
 
     def losses(self) -> tuple[Tensor, Tensor]:
         """The first sweep: (loss, lse)."""
@@ -85,10 +100,12 @@ class _Tiles:
             loss += self.label_smoothing / classes * (weights_sum * lse - weighted)
         return loss.masked_fill_(self.target == self.ignore_index, 0).to(base.dtype), lse
 
-    def gradients(self, dloss, lse, input_grad: bool, dlinear_weight, dlinear_bias):
-        """The second sweep: (dx, dlinear_weight, dlinear_bias)."""
+    def gradients(self, dloss, lse, dx, dlinear_weight, dlinear_bias):
+        """The second sweep: fills and returns (dx, dlinear_weight, dlinear_bias)."""
         scales = self._scales(dloss, lse)
-        dx = torch.zeros_like(self.x, dtype=self.sums_dtype) if input_grad else None
+        dx_sums = torch.empty_like(self.x, dtype=self.sums_dtype) if self.narrow else dx
+        if dx is not None:
+            dx_sums.zero_()
         for first, part in self._parts():
             classes = slice(first, first + part.shape[0])
             dlogits = _matrix(self.dlogits, self.x.shape[0], part.shape[0])
@@ -98,7 +115,7 @@ class _Tiles:
                 self._weight_of(first, part), lse, *scales, first, self.softcap, where(self.x),
             )  # fmt: skip
             if dx is not None:
-                self._product(dx, dlogits, part, add=True)
+                self._product(dx_sums, dlogits, part, add=True)
             if dlinear_weight is not None:  # over the logits that it kept
                 dweight = dlinear_weight[classes]
                 sums = _matrix(self.logits, *part.shape) if self.narrow else dweight
@@ -107,8 +124,9 @@ class _Tiles:
                     dweight.copy_(sums)
             if dlinear_bias is not None:
                 dlinear_bias[classes] = dlogits.sum(0, dtype=dloss.dtype)
-        self.logits = self.dlogits = None  # before input's gradient is there in two dtypes
-        return None if dx is None else dx.to(self.x.dtype), dlinear_weight, dlinear_bias
+        if dx is not None and self.narrow:  # over the tile's buffers
+            dx.copy_(dx_sums)
+        return dx, dlinear_weight, dlinear_bias
 
     def _parts(self):
         """(first class, the tile's part of linear_weight)."""
@@ -154,10 +172,11 @@ class _Tiles:
 
 
 def _width(classes: int, dtype: torch.dtype) -> int:
-    """Classes of a tile: products run at full speed from about 200 on, and the buffers are to stay
-    below 3 % of the logits, which bfloat16 makes half as large.
+    """Classes of a tile. Products run at full speed from about 200 on; its logits stay, in float32,
+    at 1 % of all of them in `dtype`.
     """
-    return max(96, min(384, classes // (256 if dtype == torch.bfloat16 else 128)))
+    width = min(384, classes // (256 if dtype == torch.bfloat16 else 128))
+    return max(96, width // 48 * 48)  # whole register tiles of every instruction set
 
 
 def _rows_in(features: int, dtype: torch.dtype) -> int:

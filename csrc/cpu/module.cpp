@@ -71,7 +71,8 @@ struct Matrix {
 
 void product(const TensorView& out, const TensorView& a, const TensorView& b, bool add,
              int64_t threads) {
-  if (!is_floating(a.dtype)) refuse("product: a", "a floating-point dtype", a);
+  if (!is_floating(a.dtype) || a.dtype == DType::f16)
+    refuse("product: a", "float32, float64 or bfloat16", a);
   const Matrix mo(out, "product: out"), ma(a, "product: a"), mb(b, "product: b");
   if (mo.col != 1 || out.dtype != statistics_dtype(a))
     refuse("product: out", "contiguous columns in the accumulation dtype", out);
@@ -113,10 +114,10 @@ CrossEntropyTile tile_of(const TensorView& logits, const TensorView& kept, const
 
 void cross_entropy_tile_forward(const TensorView& base, const TensorView& total,
                                 const TensorView& target_logit, const OptionalView& weighted,
-                                const TensorView& kept, const TensorView& factor,
-                                int64_t kept_rows, const TensorView& logits,
-                                const TensorView& target, const OptionalView& weight,
-                                int64_t first_class, double softcap, int64_t threads) {
+                                const TensorView& kept, const TensorView& factor, int64_t kept_rows,
+                                const TensorView& logits, const TensorView& target,
+                                const OptionalView& weight, int64_t first_class, double softcap,
+                                int64_t threads) {
   const char* op = "linear_cross_entropy";
   for (const TensorView* t : {&base, &total, &target_logit})
     check_size(*t, target.count(), statistics_dtype(kept), op);
@@ -144,13 +145,13 @@ void cross_entropy_tile_backward(const TensorView& dlogits, const TensorView& ke
   for (const TensorView* t : {&softmax, &smooth, &hard})
     check_size(*t, rows, statistics_dtype(kept), op);
   check_size(lse, rows, DType::f64, op);
-  const CrossEntropyTileBackward p{tile_of(logits, kept, factor, kept_rows, target, weight, classes,
-                                           first_class, softcap),
-                                   dlogits.data,
-                                   static_cast<const double*>(lse.data),
-                                   softmax.data,
-                                   smooth.data,
-                                   hard.data};
+  const CrossEntropyTileBackward p{
+      tile_of(logits, kept, factor, kept_rows, target, weight, classes, first_class, softcap),
+      dlogits.data,
+      static_cast<const double*>(lse.data),
+      softmax.data,
+      smooth.data,
+      hard.data};
   const py::gil_scoped_release unlocked;
   launch(p, threads);
 }

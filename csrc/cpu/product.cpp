@@ -1,12 +1,12 @@
 // A matrix product, out (rows, cols) = or += a (rows, depth) b (depth, cols), of float32, float64
 // and bfloat16 with sums in float32 or float64.
 //
-// Reads a and b once each, in either order of strides, into panels in which what one register tile
-// needs lies side by side; multiplies panels at 97 % of the processor's peak, and reads and writes
-// out once for every kDepth Units. Packing costs 1 / rows of b's and 1 / cols of a's work.
+// Reads a and b in either order of strides. b is packed, a slab of the depth at a time, into panels
+// in which what a register tile needs lies side by side; so is a, unless its rows are that already.
+// out is written once and, for every further slab, read and written again.
 //
-// One thread takes blocks of kRows rows, whose panels of a stay in its L2 cache; all share the
-// panels of b, in L3. The order of additions depends on neither threads nor the other rows.
+// All threads share the packed b, in L3; one takes blocks of kRows rows, whose part of a stays in
+// its L2 cache. The order of additions depends neither on the threads nor on the other rows.
 //
 // A Unit is an element in the type that sums are kept in, so that bfloat16 is widened once and not
 // at every use; or, where the processor has vdpbf16ps, two bfloat16 neighbours along the depth.
@@ -76,6 +76,7 @@ template <> struct Kind<bf16> {
 #endif
 
 template <class T> using unit_t = typename Kind<T>::Unit;
+template <class T> constexpr int64_t kTileCols = kTileVectors * kLanes<acc_t<T>>;
 // Units of b that are packed at a time: for float32 384 deep at 768 columns. In proportion to the
 // size of an element, as what is held beside a result is measured by the result.
 template <class T> constexpr int64_t kPanelUnits = 73728 * int64_t(sizeof(T));

@@ -25,7 +25,7 @@ from .harness import Bench, phase_call, relative_error
 from .report import write_json
 from .rows import compiled
 
-_FLUSH_BYTES = 256 << 20  # several times the L2 cache of any GPU
+FLUSH_BYTES = 256 << 20  # several times the L2 cache of any GPU
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _SDPA = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION")
 
@@ -219,7 +219,7 @@ def main() -> None:
     options = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks.gpu: torch sees no CUDA device")
-    start, flush = time.perf_counter(), torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device="cuda")
+    start, flush = time.perf_counter(), torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
     environment = {
         "device": torch.cuda.get_device_name(), "torch": torch.__version__,
         "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),

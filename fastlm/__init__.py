@@ -5,7 +5,8 @@ __version__ = "0.1.0"
 import torch as _torch  # noqa: F401  first, so that fastlm._cpu shares torch's OpenMP
 
 from . import memory, ops
-from .backend import BackendUnavailable, explain, use
+from .backend import BackendUnavailable, use
+from .explanation import explain
 from .generation import GenerationConfig, TextIteratorStreamer, TextStreamer
 from .models import (
     GPT2Config,

@@ -6,8 +6,9 @@ FASTLM_BACKEND=torch replaces the list by that one name; if it cannot run you ge
 why, never a quiet substitute. `fastlm.explain("layer_norm", x)` prints each kernel and why it was
 taken or passed over. The choice looks at device, dtype and static sizes only, never at values.
 
-"emulated:cuda" (of compute capability 8.0), "emulated:cuda:90a" and "emulated:triton" are asked for
-by name alone: those kernels on CPU tensors, run instruction by instruction by fastlm.emulator.
+"emulated:cuda" (of compute capability 8.0), "emulated:cuda:90a", "emulated:triton" and
+"emulated:gluon" are asked for by name alone: those kernels on CPU tensors, run instruction by
+instruction by fastlm.emulator.
 """
 
 import contextlib
@@ -24,6 +25,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+Needs = Callable[[], list[str]]
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 
 
@@ -33,7 +35,11 @@ class BackendUnavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class Kernel:
-    """One implementation of an op: its name, its module, and what it takes. None means anything."""
+    """One implementation of an op: its name, its module, and what it takes. None means anything.
+
+    lacks: what a call may need that it does not take, by the names of the op's file. capability:
+    of the only GPUs it runs on. verified: it has run on one; others must be asked for by name.
+    """
 
     name: str
     module: str
@@ -41,9 +47,14 @@ class Kernel:
     dtypes: tuple[torch.dtype, ...] | None = None
     last_dim: int | None = None
     rows: int | None = None
+    lacks: tuple[str, ...] = ()
+    capability: tuple[int, int] | None = None
+    verified: bool = True
 
-    def why_not(self, x: Tensor, form: str | None = None, emulated: bool = False) -> str | None:
-        """Why this kernel cannot run on a tensor like x and a call of that form; None if it can."""
+    def why_not(
+        self, x: Tensor, form: str | None = None, emulated: bool = False, needs: Needs | None = None
+    ) -> str | None:
+        """Why this kernel cannot run on a tensor like x and such a call; None if it can."""
         if self.name != "torch" and form is not None:
             return f"does not take {form}"
         on = "cpu" if emulated else self.on
@@ -55,6 +66,15 @@ class Kernel:
             return f"takes a last dimension of at most {self.last_dim}, not {x.shape[-1]}"
         if self.rows is not None and x.dim() and x.numel() > self.rows * x.shape[-1]:
             return f"takes at most {self.rows} rows, not {x.numel() // x.shape[-1]}"
+        lacking = [need for need in needs() if need in self.lacks] if needs and self.lacks else []
+        if lacking:
+            return f"does not take {lacking[0]}"
+        if self.capability and x.device.type == "cuda":
+            found = _capability(x.device.index)
+            if found != self.capability:
+                return f"is for GPUs of compute capability {self.capability}, not {found}"
+        if not self.verified and _forced is None:
+            return "has not yet run on a GPU: ask for it by name"
         return _cannot_emulate(self.name) if emulated else not_installed(self.module)
 
 
@@ -69,6 +89,11 @@ def _triton(module: str, last_dim: int | None = None) -> Kernel:
     return Kernel("triton", f"fastlm.kernels.{module}", "cuda", _GPU, last_dim)
 
 
+_GLUON = Kernel(
+    "gluon", "fastlm.kernels.attention_hopper", "cuda", (BF16, F16), 128, capability=(9, 0),
+    lacks=("softcap", "dropout", "packed sequences", "cache lengths", "a softmax_scale that is not positive",
+           "rows that do not begin at multiples of 16 bytes"), verified=False,
+)  # fmt: skip
 _CPP = Kernel("cpp", "fastlm._cpu", "cpu", (F32, F64, BF16))
 _FEW_ROWS = Kernel("cpp", "fastlm._cpu", "cpu", (F32, BF16), rows=8)
 _REFERENCE = Kernel("torch", "fastlm.reference")
@@ -82,13 +107,13 @@ KERNELS: dict[str, list[Kernel]] = {
     "linear": [_FEW_ROWS, _REFERENCE],
     "cross_entropy": [_cuda(), _triton("cross_entropy"), _CPP, _REFERENCE],
     "linear_cross_entropy": [_cuda(), _triton("cross_entropy"), _CPP, _REFERENCE],
-    "attention": [_cuda(256), _triton("attention", 256), _CPP, _REFERENCE],
+    "attention": [_cuda(256), _GLUON, _triton("attention", 256), _CPP, _REFERENCE],
     "attention_with_kvcache": [_cuda(256), _triton("attention", 256), _CPP, _REFERENCE],
 }
 
-BACKENDS = ("cuda", "triton", "cpp", "torch")
+BACKENDS = ("cuda", "gluon", "triton", "cpp", "torch")
 _EMULATED = "emulated:"
-EMULATED = ("emulated:cuda", "emulated:cuda:90a", "emulated:triton")
+EMULATED = ("emulated:cuda", "emulated:cuda:90a", "emulated:gluon", "emulated:triton")
 CUDA_SOURCES = Path(__file__).parents[1] / "csrc"
 # What use() or FASTLM_BACKEND asks for. A plain global and no context variable: torch.compile
 # guards on the one, so that a compiled function follows use(), and cannot trace the other.
@@ -168,12 +193,17 @@ def load(kernel_name: str, op: str) -> ModuleType:
 
 
 @_constant
+def _capability(device: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+@_constant
 def _cannot_emulate(base: str) -> str | None:
     """Why no kernel of that kind can be emulated here; None if one can."""
-    if base == "triton":
-        return not_installed("triton")
+    if base in ("triton", "gluon"):
+        return not_installed("triton" if base == "triton" else _GLUON.module)
     if base != "cuda":
-        return "only cuda and triton kernels are emulated"
+        return "only cuda, gluon and triton kernels are emulated"
     if not CUDA_SOURCES.is_dir():
         return f"needs the CUDA sources in {CUDA_SOURCES}, which are not installed: use a clone"
     return None if shutil.which("nvcc") else "needs nvcc, which is not on the PATH"
@@ -186,12 +216,11 @@ def forced() -> str | None:
 
 @contextlib.contextmanager
 def use(name: str) -> Iterator[None]:
-    """Run every op inside on "cuda", "triton", "cpp" or "torch", or fail saying why.
+    """Run every op inside on "cuda", "gluon", "triton", "cpp" or "torch", or fail saying why.
 
-    "emulated:cuda", "emulated:cuda:90a" and "emulated:triton" run those kernels on CPU tensors,
-    slowly. It holds for all
-    threads. Raises ValueError for another name. Backward runs on the backend that its forward ran
-    on.
+    "emulated:cuda", "emulated:cuda:90a", "emulated:gluon" and "emulated:triton" run those kernels
+    on CPU tensors, slowly. It holds for all threads. Raises ValueError for another name. Backward
+    runs on the backend that its forward ran on; gluon's, on triton's kernels.
     """
     global _forced
     _check_name(name)
@@ -208,7 +237,7 @@ def _check_name(name: str) -> None:
         raise ValueError(f"use: name: expected one of {', '.join(names)}, got {name!r}")
 
 
-def _asked_for() -> tuple[str | None, str | None, bool]:
+def asked_for() -> tuple[str | None, str | None, bool]:
     """What is asked for, the kernel's name in it, and whether it is to be emulated."""
     wanted = forced()
     if wanted is None:
@@ -218,18 +247,18 @@ def _asked_for() -> tuple[str | None, str | None, bool]:
     return wanted, base.partition(":")[0], base != wanted
 
 
-def choose(op: str, x: Tensor, form: str | None = None) -> str:
+def choose(op: str, x: Tensor, form: str | None = None, needs: Needs | None = None) -> str:
     """Name of the kernel that will run `op` on a tensor like `x`.
 
     `form` names what is special about the call ("an attention mask") where only the reference takes
-    it. Raises BackendUnavailable, with every kernel's reason, where nothing can.
+    it; `needs` tells what not every kernel takes, and is asked where one may lack it. Raises BackendUnavailable, with every kernel's reason, where nothing can.
     """
-    wanted, base, emulated = _asked_for()
+    wanted, base, emulated = asked_for()
     reasons: list[str] = []
     for kernel in KERNELS[op]:
         if base not in (None, kernel.name):
             continue
-        reason = kernel.why_not(x, form, emulated)
+        reason = kernel.why_not(x, form, emulated, needs)
         if reason is None:
             if kernel.name == "torch" and wanted is None and x.device.type == "cuda":
                 _warn_once(op, "; ".join(reasons))
@@ -245,34 +274,6 @@ def choose(op: str, x: Tensor, form: str | None = None) -> str:
 @functools.cache
 def _warn_once(op: str, reasons: str) -> None:
     warnings.warn(f"fastlm: {op} runs on torch's own operations, slowly ({reasons})", stacklevel=4)
-
-
-def explain(op: str, *args, **kwargs) -> None:
-    """Print, for a call of ops.<op>, each kernel and why it is taken or passed over.
-
-    Raises ValueError for an unknown op.
-    """
-    print(explanation(op, *args, **kwargs))
-
-
-def explanation(op: str, *args, **kwargs) -> str:
-    """The text that `explain` prints."""
-    from fastlm import ops
-
-    if op not in ops.__all__:
-        raise ValueError(f"explain: op: expected one of {', '.join(ops.__all__)}, got {op!r}")
-    kernels = KERNELS["attention" if op == "scaled_dot_product_attention" else op]
-    x, form = ops.describe_call(op, *args, **kwargs)
-    lines, taken = [f"{op} on {describe(x)}" + (f" with {form}" if form else "")], False
-    wanted, base, emulated = _asked_for()
-    for kernel in kernels:
-        reason = kernel.why_not(x, form, emulated)
-        if base not in (None, kernel.name):
-            reason = f"{wanted} is asked for"
-        verdict = "not needed: one above is taken" if taken else "taken"
-        lines.append(f"  {kernel.name:7} " + (f"no: {reason}" if reason else verdict))
-        taken = taken or reason is None
-    return "\n".join(lines)
 
 
 def where(x: Tensor) -> int:

@@ -32,7 +32,7 @@ def info() -> str:
             dtypes = ": " + names(kernel.dtypes) if kernel.dtypes else ""
             reason = not_installed(kernel.module)
             # Until a GPU's results are in benchmarks/results.
-            on_gpu = kernel.name in ("cuda", "triton")
+            on_gpu = kernel.on == "cuda"
             proof = "; emulated in CI, not yet run on a GPU" if on_gpu else ""
             usable = f"no: {reason}" if reason else f"yes{limits}{dtypes}{proof}"
             lines.append(f"  {kernel.name:7}{usable}")

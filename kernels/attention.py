@@ -14,11 +14,12 @@ from .attention_forward import attention_combine_kernel, attention_forward_kerne
 from .cache_append import cache_append
 from .launch import divisor, launch
 from .philox import dropout_rule
+from .tuning import tuned
 
 __all__ = ["AttentionOptions", "attention_backward", "attention_forward", "cache_append"]
 
-_LOG2E = math.log2(math.e)
-_UNBOUNDED = 2**30  # a window wider than any sequence, to which a position can still be added
+LOG2E = math.log2(math.e)
+UNBOUNDED = 2**30  # a window wider than any sequence, to which a position can still be added
 _FEW = 16  # queries, up to which the keys are cut into parts, at most _MAX_SPLITS
 _MAX_SPLITS = 32
 
@@ -62,13 +63,15 @@ def blocks_of(kernel: str, q: Tensor, queries: int, special: bool) -> dict[str, 
     queries, as in decoding, need no more than the 16 rows of one tensor-core instruction.
     """
     block_d = max(32, triton.next_power_of_2(q.shape[-1]))
+    few = kernel == "forward" and queries <= _FEW
     m, n, warps, stages = _BLOCKS[kernel][max(block_d, 64)][special]
     if q.dtype == torch.float32:
         m, n, warps, stages = (32, 32, 4, 1) if block_d <= 64 else (16, 16, 8, 1)
-    elif kernel == "forward" and queries <= _FEW:
+    elif few:
         m, warps = _FEW, 4
-    return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_D": block_d, "num_warps": warps,
-            "num_stages": stages}  # fmt: skip
+    sizes = {"BLOCK_M": m, "BLOCK_N": n, "num_warps": warps, "num_stages": stages}
+    facts = {"dtype": q.dtype, "head_dim": block_d, "few_queries": few, "special": special}
+    return {"BLOCK_D": block_d, **tuned(f"attention {kernel}", sizes, **facts)}
 
 
 def splits_of(batch: int, queries: int, heads: int, keys: int) -> int:
@@ -99,8 +102,8 @@ class _Call:
         self.heads, self.kv_heads, self.head_dim = q.shape[-2], k.shape[-2], q.shape[-1]
         self.lse_strides = (0 if self.packed else q.shape[-2] * q.shape[-3], q.shape[-3])
         self.special = o.softcap > 0 or o.seed is not None
-        self.scale = (o.softmax_scale * _LOG2E, o.softcap * _LOG2E)
-        self.window = [_UNBOUNDED if w < 0 else w for w in (o.window_left, o.window_right)]
+        self.scale = (o.softmax_scale * LOG2E, o.softcap * LOG2E)
+        self.window = [UNBOUNDED if w < 0 else w for w in (o.window_left, o.window_right)]
         self.dropout = (o.seed is not None, *dropout_rule(o.dropout_p))
         unused = lse.view(torch.int32)  # stands for absent offsets; it is not read
         self.offsets = [unused if t is None else t for t in (o.cu_seqlens_q, o.cu_seqlens_k)]

@@ -13,10 +13,14 @@ import triton
 import triton.language as tl
 
 from .launch import divisor, launch
+from .tuning import tuned
 
-# 16 elements of each thread: rows are long, and what is under way at a time hides memory.
-_BLOCK, _WARPS = 4096, 8
 _RUNTIME = ["classes", "ignore_index", "has_weight"]
+
+
+def blocks_of(logits: torch.Tensor) -> dict[str, int]:
+    """16 elements of each thread: rows are long, and what is under way at a time hides memory."""
+    return tuned("cross_entropy", {"BLOCK": 4096, "num_warps": 8}, dtype=logits.dtype)
 
 
 @triton.jit
@@ -173,7 +177,7 @@ def cross_entropy_forward(
         cross_entropy_forward_kernel, (rows,), loss, lse, dlogits, logits, target, weights, total,
         classes, ignore_index, label_smoothing, lse_square_scale, softcap, dloss,
         weight is not None,
-        OPTIONS=options, DIVISOR=divisor(classes), BLOCK=_BLOCK, num_warps=_WARPS,
+        OPTIONS=options, DIVISOR=divisor(classes), **blocks_of(logits),
     )  # fmt: skip
 
 
@@ -184,9 +188,10 @@ def cross_entropy_backward(
     """dlogits; dloss (rows)."""
     rows, classes = logits.shape
     weights, total, options = _options(weight, label_smoothing, softcap, classes, dloss)
+    blocks = blocks_of(logits)
     launch(
-        cross_entropy_backward_kernel, (rows, triton.cdiv(classes, _BLOCK)), dlogits, dloss, logits,
-        target, weights, total, lse, classes, ignore_index, label_smoothing, lse_square_scale,
-        softcap, weight is not None,
-        OPTIONS=options, DIVISOR=divisor(classes), BLOCK=_BLOCK, num_warps=_WARPS,
+        cross_entropy_backward_kernel, (rows, triton.cdiv(classes, blocks["BLOCK"])),
+        dlogits, dloss, logits, target, weights, total, lse, classes, ignore_index,
+        label_smoothing, lse_square_scale, softcap, weight is not None,
+        OPTIONS=options, DIVISOR=divisor(classes), **blocks,
     )  # fmt: skip

@@ -6,10 +6,15 @@ import triton.language as tl
 
 from .column_sums import column_sums
 from .launch import divisor, launch, rows_and_cols
+from .tuning import tuned
 
-_BLOCK = 1024  # 8 elements of each of 128 threads: two 16-byte loads in float32
 _ROWS, _COLS = 8, 128  # of a step of backward: 256 bytes of a row at a time in 16 bits
 _RUNTIME = ["rows", "cols", "tanh_form", "has_bias"]
+
+
+def blocks_of(x: torch.Tensor) -> dict[str, int]:
+    """Forward's: 8 elements of each thread are two 16-byte loads in float32."""
+    return tuned("gelu forward", {"BLOCK": 1024, "num_warps": 4}, dtype=x.dtype)
 
 
 @triton.jit
@@ -74,10 +79,11 @@ def gelu_backward_kernel(
 def gelu_forward(y, x, bias, tanh_form, where) -> None:
     """y = gelu(x + bias); bias may be None."""
     rows, cols = rows_and_cols(x)
+    blocks = blocks_of(x)
     launch(
-        gelu_forward_kernel, (rows * triton.cdiv(cols, _BLOCK),), y, x,
+        gelu_forward_kernel, (rows * triton.cdiv(cols, blocks["BLOCK"]),), y, x,
         x if bias is None else bias, cols, tanh_form, bias is not None,
-        DIVISOR=divisor(cols), BLOCK=_BLOCK, num_warps=4,
+        DIVISOR=divisor(cols), **blocks,
     )  # fmt: skip
 
 

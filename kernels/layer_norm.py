@@ -7,6 +7,7 @@ import triton.language as tl
 from .column_sums import column_sums
 from .launch import divisor, launch, rows_and_cols
 from .philox import dropout_factors, dropout_rule
+from .tuning import tuned
 
 _RUNTIME = ["rows", "cols", "has_weight", "has_bias", "has_dz_out", "threshold"]
 
@@ -18,7 +19,8 @@ def block_of(cols: int) -> dict[str, int]:
     are two 16-byte loads in float32. From 4096 columns on more warps instead of more registers.
     """
     block = max(1024, triton.next_power_of_2(cols))
-    return {"BLOCK": block, "num_warps": min(max(block // 256, 4), 32)}
+    warps = tuned("norm", {"num_warps": min(max(block // 256, 4), 32)}, cols=block)
+    return {"BLOCK": block, **warps}
 
 
 def programs_of(rows: int) -> int:

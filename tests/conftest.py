@@ -37,19 +37,27 @@ def gpu(request):
     yield from _in_force(request.param)
 
 
+@pytest.fixture
+def gluon():
+    """The kernel in Gluon, which only attention has, for some calls."""
+    yield from _in_force("gluon")
+
+
 def _in_force(name_and_isa):
-    """CUDA and Triton kernels run on the GPU where there is one, and in the emulator elsewhere."""
+    """Kernels of a GPU run on the GPU where there is one, and in the emulator elsewhere."""
     name, _, isa = name_and_isa.partition("-")
-    on_gpu = name in GPU and torch.cuda.is_available()
-    emulated = name in GPU and not on_gpu
+    kernel = _KERNELS[name]
+    on_gpu = kernel.on == "cuda" and torch.cuda.is_available()
+    emulated = kernel.on == "cuda" and not on_gpu
     device = torch.device("cuda" if on_gpu else "cpu")
-    reason = _KERNELS[name].why_not(torch.empty(1, device=device), None, emulated)
-    if reason:
-        pytest.skip(f"{name}: {reason}")
     before = _cpu.isa()
     _cpu.set_isa(isa or before)
     placed = device if on_gpu else contextlib.nullcontext()
     with fastlm.use(f"emulated:{name}" if emulated else name), placed:
+        dtype = kernel.dtypes[0] if kernel.dtypes else None
+        reason = kernel.why_not(torch.empty(1, dtype=dtype, device=device), None, emulated)
+        if reason:
+            pytest.skip(f"{name}: {reason}")
         yield name
     _cpu.set_isa(before)
 

@@ -13,6 +13,7 @@ from cases import F32
 import fastlm
 from fastlm import _cpu, backend, ops
 from fastlm.backend import KERNELS, Kernel, choose
+from fastlm.explanation import explanation
 
 X = torch.zeros(3, 8)
 
@@ -80,14 +81,49 @@ def test_an_emulated_backend_runs_on_cpu_tensors(base, monkeypatch):
     monkeypatch.setattr(backend, "_cannot_emulate", lambda base: None)
     with fastlm.use(f"emulated:{base}"):
         assert choose("gelu", X) == f"emulated:{base}"
-        assert "emulated:" + base + " is asked for" in backend.explanation("gelu", X)
+        assert "emulated:" + base + " is asked for" in explanation("gelu", X)
         with pytest.raises(fastlm.BackendUnavailable, match="takes float32, not float16"):
             choose("gelu", X.half())
     assert choose("gelu", X) == "cpp"
 
 
+def unverified(**limits):
+    """A kernel like gluon's in front of gelu's others, on the device that the tests have."""
+    return Kernel("gluon", "fastlm.reference", verified=False, **limits)
+
+
+def test_what_no_gpu_has_run_must_be_asked_for(monkeypatch):
+    monkeypatch.setitem(KERNELS, "gelu", [unverified(), *KERNELS["gelu"]])
+    assert choose("gelu", X) == "cpp"
+    assert "gluon   no: has not yet run on a GPU: ask for it by name" in explanation("gelu", X)
+    with fastlm.use("gluon"):
+        assert choose("gelu", X) == "gluon"
+        assert "gluon   taken" in explanation("gelu", X)
+
+
+def test_what_a_call_needs_and_a_kernel_lacks(monkeypatch):
+    monkeypatch.setitem(KERNELS, "gelu", [unverified(lacks=("softcap", "dropout"))])
+    needs = ["packed sequences", "dropout"]
+    with fastlm.use("gluon"):
+        assert choose("gelu", X, needs=lambda: needs[:1]) == "gluon"
+        with pytest.raises(fastlm.BackendUnavailable, match="gluon: does not take dropout"):
+            choose("gelu", X, needs=lambda: needs)
+
+
+def test_a_kernel_for_one_kind_of_gpu(monkeypatch):
+    class OnGpu:
+        device, dtype, shape = torch.device("cuda", 0), F32, X.shape
+        dim = X.dim
+
+    kernel = Kernel("cuda", "fastlm.reference", "cuda", capability=(9, 0))
+    for capability, reason in (((9, 0), None), ((8, 0), "is for GPUs of compute capability (9, 0)")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
+        assert (kernel.why_not(OnGpu()) or "").startswith(reason or "")
+        assert (kernel.why_not(OnGpu()) is None) == (reason is None)
+
+
 def test_why_a_backend_cannot_be_emulated(monkeypatch):
-    assert backend._cannot_emulate("cpp") == "only cuda and triton kernels are emulated"
+    assert backend._cannot_emulate("cpp") == "only cuda, gluon and triton kernels are emulated"
     monkeypatch.setattr(backend.shutil, "which", lambda name: None)
     assert "needs nvcc" in backend._cannot_emulate("cuda")
 
@@ -103,7 +139,7 @@ def test_use_ends_and_nests_and_survives_errors():
 
 
 def test_unknown_backend():
-    with pytest.raises(ValueError, match="torch, emulated:cuda, emulated:triton, got 'cpu'"):
+    with pytest.raises(ValueError, match="torch, emulated:cuda, .*, emulated:triton, got 'cpu'"):
         fastlm.use("cpu").__enter__()
 
 
@@ -143,7 +179,7 @@ def test_environment_variable():
 def test_bad_environment_variable():
     found = run_python("import fastlm, torch; fastlm.ops.gelu(torch.zeros(2))", FASTLM_BACKEND="x")
     assert found.returncode == 1
-    assert "torch, emulated:cuda, emulated:triton, got 'x'" in found.stderr
+    assert "emulated:gluon, emulated:triton, got 'x'" in found.stderr
 
 
 def test_explain(capsys):

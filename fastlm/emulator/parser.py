@@ -9,7 +9,6 @@ from bisect import bisect_right
 
 from .errors import TranslationError
 from .syntax import (
-    CallPrototype,
     Function,
     Instruction,
     Label,
@@ -17,13 +16,14 @@ from .syntax import (
     Module,
     Registers,
     Scope,
+    Table,
     Variable,
 )
 from .types import type_bytes
 
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
 _LABEL = re.compile(r"([\w$%]+)\s*:(?!:)")
-_TABLE = re.compile(r"\s*\.(?:callprototype|branchtargets|calltargets)\b")
+_TABLE = re.compile(r"\s*\.(callprototype|branchtargets|calltargets)\b")
 _LOC = re.compile(r"\.loc\s+(\d+)\s+(\d+)(?:[^\n]*?inlined_at\s+(\d+)\s+(\d+))?[^\n]*")
 _FILE = re.compile(r'\.file\s+(\d+)\s+"([^"]*)"[^\n]*')
 _HEADER = re.compile(r"(?m)^[ \t]*\.(?:version|target|address_size)\b[^\n]*$")
@@ -167,13 +167,15 @@ def _parse_statement(text, position):
         file, line, *outer = (int(n) for n in match.groups() if n)
         return Location(file, line, (outer[0], outer[1]) if outer else None), match.end()
     match = _LABEL.match(text.text, position)
-    if match and not _TABLE.match(text.text, match.end()):
+    table = _TABLE.match(text.text, match.end()) if match else None
+    if match and not table:
         return Label(match.group(1)), match.end()
     end = text.text.find(";", position)
     if end < 0:
         raise _truncated(text, position)
-    if match:
-        return CallPrototype(match.group(1)), end + 1
+    if table:
+        entries = split_operands(text.text[table.end() : end])
+        return Table(match.group(1), table.group(1), entries), end + 1
     line = text.line(position)
     statement = " ".join(text.text[position:end].split())
     if statement.startswith("."):

@@ -79,7 +79,7 @@ def _run_nvcc(command, path):
 
 def compile_triton(kernel, signature, constexprs=None, attrs=None, arch=90, num_warps=4,
                    num_stages=2, enable_fp_fusion=True):  # fmt: skip
-    """A triton CompiledKernel for compute capability `arch`, made without a GPU.
+    """A CompiledKernel of a Triton or Gluon kernel for compute capability `arch`, without a GPU.
 
     signature: {argument: type} of the run-time arguments, for instance {"x_ptr": "*bf16"}
     constexprs: {argument: value}
@@ -88,6 +88,9 @@ def compile_triton(kernel, signature, constexprs=None, attrs=None, arch=90, num_
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+
+    if kernel.is_gluon():
+        from triton.experimental.gluon._runtime import GluonASTSource as ASTSource
 
     constexprs = constexprs or {}
     types = {**signature, **dict.fromkeys(constexprs, "constexpr")}

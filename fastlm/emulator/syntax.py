@@ -37,10 +37,12 @@ class Scope:
 
 
 @dataclass
-class CallPrototype:
-    """`name : .callprototype (...) _ (...);` for an indirect call."""
+class Table:
+    """`name : .branchtargets a, b;` for a brx.idx, or `.callprototype` for an indirect call."""
 
     name: str
+    kind: str
+    entries: list[str]
 
 
 @dataclass

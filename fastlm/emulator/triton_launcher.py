@@ -1,23 +1,29 @@
-"""Triton kernels launched as Triton launches them, on CPU tensors: kernel[grid](*arguments)."""
+"""Triton and Gluon kernels launched as Triton launches them, on CPU tensors:
+kernel[grid](*arguments).
+"""
 
 from .launch import Module, Options, defaults_over
 from .source import compile_triton
+from .tensor_map import tensor_map
 
 _DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": "fp64",
            "int8": "i8", "int16": "i16", "int32": "i32", "int64": "i64", "uint8": "u8",
            "bool": "i1"}  # fmt: skip
 # What Triton's launcher takes besides the kernel's own arguments; the rest would be ignored here.
 _COMPILE_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+_SWIZZLE_BYTES = (0, 32, 64, 128)  # by the number that Triton's metadata has
 
 
 class TritonLauncher:
-    """Compiles a `@triton.jit` kernel for the arguments it gets, as Triton does, and emulates it.
+    """Compiles a `@triton.jit` or `@gluon.jit` kernel for the arguments it gets, as Triton does,
+    and emulates it.
 
         launcher = emulator.triton_launcher(add_kernel, arch=90, races=True)
         launcher[(blocks,)](x, y, n, BLOCK=1024, num_warps=4)
 
     Pointers and integers that are multiples of 16 are promised to be so, integers that are 1 become
-    constants: the PTX is what a GPU would get.
+    constants: the PTX is what a GPU would get. A TensorDescriptor made on the host becomes a tensor
+    map, its shape and its strides, on sm_90 and later.
     """
 
     def __init__(self, kernel, arch=90, **options):
@@ -47,10 +53,14 @@ class TritonLauncher:
         key = (tuple(signature.items()), repr(constants), tuple(attrs), *compile_options.items())
         if key not in self._modules:
             found = self._compile(signature, constants, attrs, compile_options)
-            self._modules[key] = Module(found.asm["ptx"], self.options, found.metadata.shared)
+            module = Module(found.asm["ptx"], self.options, found.metadata.shared)
+            self._modules[key] = module, getattr(found.metadata, "tensordesc_meta", None)
+        module, maps = self._modules[key]
         options = vars(defaults_over(self.options))
-        kernel = self._modules[key].with_options(**options).kernel
-        kernel[grid, None](*run_time)
+        described = tuple(value.base for value in run_time if _is_descriptor(value))
+        options["memory"] = (*options["memory"], *described)
+        kernel = module.with_options(**options).kernel
+        kernel[grid, None](*_parameters(run_time, maps))
         self.counters = kernel.counters
 
     def _compile(self, signature, constants, attrs, compile_options):
@@ -77,6 +87,8 @@ class TritonLauncher:
                 continue
             run_time.append(value)
             signature[parameter.name] = _type_name(value)
+            if _is_descriptor(value):
+                continue
             number = value.data_ptr() if hasattr(value, "data_ptr") else value
             if not kept and isinstance(number, int) and number % 16 == 0:
                 attrs[(position,)] = [["tt.divisibility", 16]]
@@ -87,8 +99,38 @@ def _is_one(value):
     return isinstance(value, int) and not isinstance(value, bool) and value == 1
 
 
+def _is_descriptor(value):
+    return hasattr(value, "base") and hasattr(value, "block_shape")
+
+
+def _parameters(values, maps):
+    """What the kernel takes for these arguments; `maps` is what the compiler says of each
+    descriptor in turn: box, swizzle and type are its choice.
+    """
+    parameters, maps = [], iter(maps or ())
+    for value in values:
+        if not _is_descriptor(value):
+            parameters.append(value)
+            continue
+        found = next(maps, None)
+        if found is None or value.padding != "zero":
+            raise TypeError(
+                "a tensor descriptor is a tensor map from sm_90 on, with zero for padding; others "
+                "are not emulated"
+            )
+        described = value.base.as_strided(value.shape, value.strides)
+        swizzle = _SWIZZLE_BYTES[found["swizzle"]]
+        parameters += [tensor_map(described, found["block_size"], swizzle)]
+        parameters += [*value.shape, *value.strides]
+    return parameters
+
+
 def _type_name(value):
     """Triton's name of an argument's type."""
+    if _is_descriptor(value):
+        from triton.runtime.jit import mangle_type
+
+        return mangle_type(value)
     if hasattr(value, "data_ptr"):
         name = str(value.dtype).rpartition(".")[2]
         if name not in _DTYPES:

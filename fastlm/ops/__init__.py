@@ -2,9 +2,13 @@
 fake, autograd, public.
 """
 
+import functools
 import inspect
+from collections.abc import Callable
 
 from torch import Tensor
+
+from ..backend import Needs
 
 # The functions that share a name with their file are imported last, over the submodules of that
 # name.
@@ -36,6 +40,12 @@ _FORMS = {
     for function, form in module.FORMS.items()
 }
 
+_NEEDS: dict[str, Callable] = {
+    function.__name__: needs
+    for module in (_attention, _scaled_dot_product_attention)
+    for function, needs in module.NEEDS.items()
+}
+
 from .attention import attention  # noqa: E402
 from .attention_with_kvcache import attention_with_kvcache  # noqa: E402
 from .cross_entropy import cross_entropy  # noqa: E402
@@ -62,12 +72,16 @@ __all__ = [
 ]
 
 
-def describe_call(op: str, *args, **kwargs) -> tuple[Tensor, str | None]:
-    """The tensor that a call is chosen by, and what is special about its form; for `explain`."""
+def describe_call(op: str, *args, **kwargs) -> tuple[Tensor, str | None, Needs | None]:
+    """The tensor that a call is chosen by, what is special about its form, and what tells of its
+    needs; for `explain`.
+    """
     function, form = _FORMS[op]
     bound = inspect.signature(function).bind_partial(*args, **kwargs)
     x = next(iter(bound.arguments.values()))
     try:
-        return x, form(*args, **kwargs)
+        form = form(*args, **kwargs)
     except TypeError:  # fewer arguments than the op takes: explained by the tensor alone
-        return x, None
+        return x, None, None
+    needs = _NEEDS.get(op)
+    return x, form, None if needs is None else functools.partial(needs, *args, **kwargs)

@@ -1,5 +1,7 @@
 """Attention (Vaswani et al. 2017), in blocks with online softmax (Dao et al. 2022)."""
 
+import functools
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -117,7 +119,12 @@ def attention(
     """
     check_shapes("attention", q, k, v, packed=cu_seqlens_q is not None)
     check_probability("attention", "dropout_p", dropout_p)
-    backend = choose("attention", q)
+    q, k, v = (last_dim_contiguous(t) for t in (q, k, v))
+    needs = functools.partial(
+        needs_of, q, k, v, softmax_scale=softmax_scale, softcap=softcap, dropout_p=dropout_p,
+        cu_seqlens_q=cu_seqlens_q,
+    )  # fmt: skip
+    backend = choose("attention", q, needs=needs)
     if cu_seqlens_q is not None:
         max_seqlen_q = _longest("cu_seqlens_q", cu_seqlens_q, q, max_seqlen_q)
         max_seqlen_k = _longest("cu_seqlens_k", cu_seqlens_k, k, max_seqlen_k)
@@ -131,7 +138,6 @@ def attention(
         *position_options(q, causal, softmax_scale, window_size, softcap),
         dropout_p,
     )
-    q, k, v = (last_dim_contiguous(t) for t in (q, k, v))
     cu_q, cu_k = (None if t is None else t.contiguous() for t in (cu_seqlens_q, cu_seqlens_k))
     o, lse = _Attention.apply(q, k, v, cu_q, cu_k, seed, options, backend)
     return (o, lse) if return_lse else o
@@ -143,6 +149,30 @@ def position_options(q, causal, softmax_scale, window_size, softcap):
         right = 0
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     return scale, softcap, left, right
+
+
+def needs_of(
+    q, k=None, v=None, *, softmax_scale=None, softcap=0.0, dropout_p=0.0, cu_seqlens_q=None, **_
+) -> list[str]:
+    """What a call needs that not every kernel takes: backend.py's table knows it by these names."""
+    needs = {
+        "softcap": softcap > 0,
+        "dropout": dropout_p > 0,
+        "packed sequences": cu_seqlens_q is not None,
+        "a softmax_scale that is not positive": softmax_scale is not None and softmax_scale <= 0,
+        "rows that do not begin at multiples of 16 bytes": not all(
+            rows_begin_at_16_bytes(t) for t in (q, k, v) if t is not None
+        ),
+    }
+    return [name for name, needed in needs.items() if needed]
+
+
+def rows_begin_at_16_bytes(t: Tensor) -> bool:
+    """Whether TMA can describe a tensor whose memory begins at such an address."""
+    step = 16 // t.element_size()
+    *places, _ = zip(t.stride(), t.shape, strict=True)
+    apart = all(n == 1 or (stride > 0 and stride % step == 0) for stride, n in places)
+    return apart and t.shape[-1] % step == 0 and t.storage_offset() % step == 0
 
 
 def last_dim_contiguous(t: Tensor) -> Tensor:
@@ -202,3 +232,4 @@ def _form(*args, **kwargs):
 
 
 FORMS = {attention: _form}
+NEEDS = {attention: needs_of}

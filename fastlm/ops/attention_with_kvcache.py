@@ -85,8 +85,9 @@ def attention_with_kvcache(
         q = last_dim_contiguous(q)
         seqlens = cache_seqlens.to(torch.int32)
         return attention_forward(
-            q, k_cache, v_cache, None, None, seqlens, None, *options, choose("attention", q)
-        )[0]
+            q, k_cache, v_cache, None, None, seqlens, None, *options,
+            choose("attention", q, needs=lambda: ["cache lengths"]),
+        )[0]  # fmt: skip
 
 
 def _form(*args, **kwargs):

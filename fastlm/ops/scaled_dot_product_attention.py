@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..backend import choose
-from .attention import attention
+from .attention import attention, needs_of
 
 # ---- public ----
 
@@ -65,4 +65,10 @@ def _form(
     return None
 
 
+def _needs_of(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **_):
+    q, k, v = (t.transpose(1, 2) for t in (query, key, value))
+    return needs_of(q, k, v, softmax_scale=scale, dropout_p=dropout_p)
+
+
 FORMS = {scaled_dot_product_attention: _form}
+NEEDS = {scaled_dot_product_attention: _needs_of}

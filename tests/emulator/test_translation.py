@@ -67,6 +67,38 @@ def test_what_is_not_emulated_is_refused(line, message):
         run(ptx(line), None)
 
 
+BRANCHES = ptx(
+    "JUMPS: .branchtargets FIRST, SECOND,\n FIRST;", "ld.param.u64 %rd1, [p];",
+    "ld.global.u32 %r1, [%rd1];", "mov.u32 %r2, 0;", "brx.idx.uni %r1, JUMPS;",
+    "FIRST: add.u32 %r2, %r2, 10;", "SECOND: add.u32 %r2, %r2, 1;", "st.global.u32 [%rd1], %r2;",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("index, expected", [(0, 11), (1, 1), (2, 11)])
+def test_a_branch_by_index_takes_the_label_of_that_number(index, expected):
+    x = torch.tensor([index], dtype=torch.int32)
+    run(BRANCHES, x)
+    assert x.item() == expected
+
+
+def test_a_branch_by_index_past_the_table():
+    with pytest.raises(emulator.KernelError, match="the index is not below 3"):
+        run(BRANCHES, torch.tensor([3], dtype=torch.int32))
+    with pytest.raises(emulator.TranslationError, match="NOWHERE is no .branchtargets"):
+        run(BRANCHES.replace("%r1, JUMPS", "%r1, NOWHERE"), None)
+
+
+def test_addresses_of_parameters_fit_32_bits():
+    """As LLVM keeps them for tensor maps, which it passes on as generic addresses."""
+    text = ptx("mov.b32 %r1, n;", "cvt.u64.u32 %rd1, %r1;", "cvta.param.u64 %rd2, %rd1;",
+               "ld.u32 %r2, [%rd2+4];", "ld.param.u32 %r3, [%rd1+8];", "add.u32 %r2, %r2, %r3;",
+               "ld.param.u64 %rd1, [p];", "st.global.u32 [%rd1], %r2;",
+               parameters=".param .u64 p, .param .align 4 .b8 n[12]")  # fmt: skip
+    x = torch.zeros(1, dtype=torch.int32)
+    run(text, x, np.array([1, 20, 300], dtype=np.int32).tobytes())
+    assert x.item() == 320
+
+
 def test_truncated_text_and_no_ptx():
     text = ptx("mov.u32 %r1, 0;")
     with pytest.raises(emulator.TranslationError, match="cut off"):

@@ -65,6 +65,50 @@ def test_what_cannot_be_launched():
         emulator.triton_launcher(print)
 
 
+def described(x, rows, **options):
+    from triton.experimental.gluon.language import NVMMASharedLayout
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    layout = NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
+    return TensorDescriptor.from_tensor(x, [rows, 64], layout, **options)
+
+
+def gluon_kernel():
+    pytest.importorskip("triton.experimental.gluon.nvidia.hopper", reason="Triton has no Gluon")
+    from .gluon_kernels import double_boxes
+
+    return double_boxes
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"late_copies": False},
+     {"races": True, "uninitialized": True, "schedule": "random", "seed": 1}],
+    ids=str,
+)  # fmt: skip
+def test_gluon_with_host_descriptors_and_specialised_warps(options):
+    """Five boxes of 16 rows for 70: the last one ends in the tensor, and its neighbour stays."""
+    x, memory = torch.randn(70, 72).bfloat16()[:, :64], torch.full((80, 64), 7.0).bfloat16()
+    y = memory[:70]
+    launcher = emulator.triton_launcher(gluon_kernel(), arch=90, **options)
+    launcher[(1,)](described(x, 16), described(y, 16), 5, num_warps=4)
+    assert torch.equal(y, x + x) and (memory[70:] == 7).all()
+
+
+def test_a_warp_that_does_not_wait_for_a_box_is_found():
+    x = torch.randn(64, 64).bfloat16()
+    launcher = emulator.triton_launcher(gluon_kernel(), races=True)
+    with pytest.raises(emulator.KernelError, match="asynchronous copy|data race"):
+        launcher[(1,)](described(x, 16), described(x.clone(), 16), 4, False, num_warps=4)
+
+
+def test_padding_that_is_not_emulated():
+    x = torch.zeros(16, 64).bfloat16()
+    launcher = emulator.triton_launcher(gluon_kernel())
+    with pytest.raises(TypeError, match="with zero for padding"):
+        launcher[(1,)](described(x, 16, padding="nan"), described(x, 16), 1)
+
+
 def liger_kernels():
     return pytest.importorskip(
         "liger_kernel.ops.cross_entropy", reason="liger-kernel is not installed"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from fastlm.kernels import (
     attention,
+    attention_hopper,
     column_sums,
     cross_entropy,
     dropout,
@@ -118,6 +119,12 @@ def _attention(dtype, head_dim, softcap=0.0, queries=256):
         attention.attention_backward(q, k, k, q, q, k, k, q, lse, options, 0)
 
 
+def _attention_hopper(dtype, head_dim):
+    q, lse = torch.zeros(1, 256, 2, head_dim, dtype=dtype), torch.zeros(1, 2, 256)
+    options = attention.AttentionOptions(None, None, None, None, 0, 0, 0.125, 0.0, -1, 0, 0.0)
+    attention_hopper.attention_forward(q, lse, q, q, q, options, 0)
+
+
 def _decoding(dtype):
     _attention(dtype, 64, queries=1)
     new, cache = torch.zeros(1, 1, 2, 64, dtype=dtype), torch.zeros(1, 256, 2, 64, dtype=dtype)
@@ -139,4 +146,12 @@ CALLS = {
     "attention, head_dim 128, softcap, dropout": lambda dtype: _attention(dtype, 128, 30.0),
     "attention, head_dim 256, softcap, dropout": lambda dtype: _attention(dtype, 256, 30.0),
     "attention, decoding": _decoding,
+    "attention for Hopper, head_dim 64": lambda dtype: _attention_hopper(dtype, 64),
+    "attention for Hopper, head_dim 128": lambda dtype: _attention_hopper(dtype, 128),
 }
+ARCHES = (80, 90)
+
+
+def arches_of(call: str) -> tuple[int, ...]:
+    """What a call's kernels are compiled for."""
+    return (90,) if "for Hopper" in call else ARCHES

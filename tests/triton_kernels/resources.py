@@ -15,12 +15,11 @@ from pathlib import Path
 
 import torch
 import triton
-from launches import CALLS, Launch, recorded
+from launches import CALLS, Launch, arches_of, recorded
 
 from fastlm.emulator.triton_launcher import TritonLauncher
 
 TABLE = Path(__file__).with_suffix(".csv")
-ARCHES = (80, 90)
 DTYPE = torch.bfloat16
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -63,7 +62,7 @@ def rows(call: str, arch: int):
 
 
 def main() -> None:
-    table = [row for call in CALLS for arch in ARCHES for row in rows(call, arch)]
+    table = [row for call in CALLS for arch in arches_of(call) for row in rows(call, arch)]
     with TABLE.open("w", newline="") as file:
         file.write(f"# triton {triton.__version__}, bfloat16; written by {Path(__file__).name}\n")
         writer = csv.DictWriter(file, table[0].keys(), lineterminator="\n")

@@ -59,6 +59,10 @@ inline bool is_shared(const Thread& t, uint64_t address) {
   return address - reinterpret_cast<uint64_t>(t.block->shared) < t.block->shared_bytes;
 }
 inline bool is_local(const Thread& t, uint64_t address) { return address - t.stack < kStackBytes; }
+// Parameter space begins at 0; what lies past its end is the host's address of a call's buffer.
+inline uint64_t parameter_at(const char* parameters, uint32_t bytes, uint64_t address) {
+  return address < bytes ? reinterpret_cast<uint64_t>(parameters) + address : address;
+}
 inline uint64_t shared_to_generic(const Thread& t, uint64_t offset) {
   return reinterpret_cast<uint64_t>(t.block->shared) + offset;
 }

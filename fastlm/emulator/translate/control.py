@@ -1,6 +1,7 @@
 """Branches, calls, printf and assert."""
 
 from ..errors import TranslationError
+from ..syntax import Table
 from .function import cpp_name
 from .registry import instruction
 
@@ -18,6 +19,21 @@ def _jump(fn, name):
     # A loop that polls memory lets the other threads run; any other only has to end one day.
     turn = "spin" if fn.polls() else "loop"
     return f"{turn}(t, {fn.site}); goto {label};"
+
+
+@instruction("brx", counted="kControl")
+def branch_by_index(fn, modifiers, operands):
+    """To the label of that number in a .branchtargets; the ISA leaves other numbers undefined."""
+    modifiers.need("idx")
+    modifiers.flag("uni")
+    index, name = operands
+    tables = {s.name: s.entries for s in fn.function.body if isinstance(s, Table)}
+    if name not in tables:
+        raise TranslationError(f"brx.idx: {name} is no .branchtargets of this function")
+    labels = tables[name]
+    cases = " ".join(f"case {i}: {_jump(fn, label)}" for i, label in enumerate(labels))
+    wrong = f'fail(t, {fn.site}, "brx.idx: the index is not below %u", {len(labels)}u);'
+    return f"switch ({fn.value(index, 'u32')}) {{ {cases} default: {wrong} }}"
 
 
 @instruction("ret", "exit", counted="kControl")

@@ -3,7 +3,7 @@
 import re
 
 from ..errors import TranslationError
-from ..syntax import CallPrototype, Instruction, Label, Location, Registers, Scope, Variable
+from ..syntax import Instruction, Label, Location, Registers, Scope, Table, Variable
 from ..types import CPP, FLOATS, HALVES, PACKED, bits_type, register_type, type_bytes
 from .registry import Modifiers, find
 
@@ -57,6 +57,7 @@ class FunctionTranslator:
         self._scopes = 0
         self._seen_labels = set()
         self.parameters = {}  # name: C++ expression of its first byte
+        self.offsets, self.parameter_bytes = {}, 0  # of a kernel's parameters
         self.locals = {}  # .local arrays and .param buffers of calls
         self.shared = {}  # .shared variables of this function: offset
         self.site = 0
@@ -96,7 +97,7 @@ class FunctionTranslator:
             self._declare_registers(statement)
         elif isinstance(statement, Variable):
             self._declare_variable(statement)
-        elif not isinstance(statement, Location | CallPrototype):
+        elif not isinstance(statement, Location | Table):
             raise TranslationError(f"statement {statement} is not known")
 
     def _scope(self, body, position, scope):
@@ -251,6 +252,8 @@ class FunctionTranslator:
             return str(self.shared[name])
         if name in self.locals:
             return f"uint64_t({self.locals[name]})"
+        if name in self.offsets:
+            return str(self.offsets[name])
         if name in self.parameters:
             return f"uint64_t({self.parameters[name]})"
         return self.module.symbol(self.function, name)

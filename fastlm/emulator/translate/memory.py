@@ -41,6 +41,16 @@ def location(fn, operand, space, size, access):
     return f"{space}_at{call}, hint)"
 
 
+def _parameter_at(fn, address):
+    """C++ expression (uint64_t) of the host's address of one in parameter space. A kernel's
+    parameters have offsets there, because compilers keep their addresses in 32 bits; the buffers
+    of calls have host addresses, which are larger than any offset.
+    """
+    if not fn.function.is_kernel:
+        return f"uint64_t({address})"
+    return f"parameter_at(parameters, {fn.parameter_bytes}, {address})"
+
+
 def _parameter(fn, operand):
     """C++ expression of `[name+offset]` in parameter space, or of `[register+offset]`: nvcc takes
     the address of a struct that is used in a loop.
@@ -48,7 +58,7 @@ def _parameter(fn, operand):
     name, _, offset = operand.strip("[] ").partition("+")
     name = name.strip()
     if fn.register(name):
-        return f"reinterpret_cast<char*>({fn.address(operand)})"
+        return f"reinterpret_cast<char*>({_parameter_at(fn, fn.address(operand))})"
     base = fn.parameters.get(name) or fn.locals.get(name)
     if base is None:
         raise TranslationError(f"parameter {name} is not declared")
@@ -108,7 +118,7 @@ def store(fn, modifiers, operands):
 
 @instruction("cvta", counted="kConversion")
 def convert_address(fn, modifiers, operands):
-    """Generic addresses are host addresses; only shared memory has offsets of its own."""
+    """Generic addresses are host addresses; shared memory and parameters have offsets."""
     to_space = modifiers.flag("to")
     space = space_of(modifiers)
     kind = modifiers.type()
@@ -121,6 +131,8 @@ def convert_address(fn, modifiers, operands):
     if space == "shared":
         name = "generic_to_shared" if to_space else "shared_to_generic"
         value = f"{name}(t, {value})"
+    elif space == "param" and not to_space:
+        value = _parameter_at(fn, value)
     return fn.assign(operands[0], value, kind)
 
 

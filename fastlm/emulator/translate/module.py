@@ -119,8 +119,10 @@ class ModuleTranslator:
     def function(self, function):
         translator = FunctionTranslator(self, function)
         if function.is_kernel:
-            for name, offset, _ in parameter_layout(function):
+            for name, offset, size in parameter_layout(function):
                 translator.parameters[name] = f"const_cast<char*>(parameters) + {offset}"
+                translator.offsets[name] = offset
+                translator.parameter_bytes = offset + size
             head = f"static void k{cpp_name(function.name)}(Thread& t, const char* parameters)"
         else:
             for variable in (*function.results, *function.parameters):

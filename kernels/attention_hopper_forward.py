@@ -103,17 +103,22 @@ def _produce(q_desc, k_desc, v_desc, smem, bars, sizes, BLOCK_N: gl.constexpr):
 
 @gluon.jit
 def _softmax(s, highest, total, scale, first_query, first_key, sizes):
-    """(p, highest, total, fade) after a tile of scores: online softmax, in base 2."""
+    """(p, highest, total, fade) after a tile of scores: online softmax, in base 2.
+
+    Most tiles need no mask, and most others one side of it: a comparison of each column, which is
+    a constant, with its row's end.
+    """
     queries, keys, _, _, _, _, left, right = sizes
     BLOCK_N: gl.constexpr = s.shape[1]
-    position, last_key = first_query + keys - queries, first_key + BLOCK_N - 1
-    whole = (last_key < keys) & (last_key <= position + right)
-    whole = whole & (first_key >= position + ROWS - 1 - left)
-    if not whole:
-        row = (position + gl.arange(0, ROWS, gl.SliceLayout(1, s.type.layout)))[:, None]
-        key = (first_key + gl.arange(0, BLOCK_N, gl.SliceLayout(0, s.type.layout)))[None, :]
-        seen = (key < keys) & (key <= row + right) & (key >= row - left)
-        s = gl.where(seen, s, -float("inf"))
+    position = first_query + keys - queries - first_key
+    row = gl.arange(0, ROWS, gl.SliceLayout(1, s.type.layout))
+    column = gl.arange(0, BLOCK_N, gl.SliceLayout(0, s.type.layout))[None, :]
+    end = keys - first_key
+    if gl.minimum(end, position + right + 1) < BLOCK_N:
+        ends = gl.minimum(end, row + (position + right + 1))
+        s = gl.where(column < ends[:, None], s, -float("inf"))
+    if position - left + ROWS - 1 > 0:
+        s = gl.where(column >= (row + (position - left))[:, None], s, -float("inf"))
     higher = gl.maximum(highest, gl.max(s, 1) * scale)
     base = gl.where(higher == -float("inf"), 0.0, higher)  # -inf - -inf is not 0
     p = gl.exp2(s * scale - base[:, None])

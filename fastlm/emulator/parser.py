@@ -173,7 +173,7 @@ def _parse_statement(text, position):
     end = text.text.find(";", position)
     if end < 0:
         raise _truncated(text, position)
-    if table:
+    if match and table:
         entries = split_operands(text.text[table.end() : end])
         return Table(match.group(1), table.group(1), entries), end + 1
     line = text.line(position)

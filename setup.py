@@ -21,7 +21,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 CPU_SHARED = ("module.cpp", "dispatch.cpp", "memory.cpp")  # compiled once, for any processor
 CXX_FLAGS = "-std=c++17 -O3 -fPIC -fopenmp -fvisibility=hidden -Wall -Wextra -Wno-psabi"
-NVCC_FLAGS = "-std=c++17 -O3 -lineinfo -Xcompiler=-fPIC,-fvisibility=hidden,-Wall"
+NVCC_FLAGS = "-std=c++17 -O3 -lineinfo --threads=2 -Xcompiler=-fPIC,-fvisibility=hidden,-Wall"
 # GCC 12 warns of its own _mm512_undefined_* (bug 105593).
 AVX512 = "-march=x86-64-v4 -mprefer-vector-width=512 -Wno-uninitialized -Wno-maybe-uninitialized"
 ISAS = {

@@ -6,8 +6,6 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from tabulate import tabulate
-
 from .harness import Result
 
 README = Path(__file__).parent.parent / "README.md"
@@ -56,6 +54,8 @@ def heading(environment: dict[str, str], rates: dict[str, float]) -> str:
 
 
 def table(results: list[Result], style: str = "simple") -> str:
+    from tabulate import tabulate  # not where only JSON is written, as on a machine with a GPU
+
     return tabulate([cells(r) for r in results], HEADERS, tablefmt=style)
 
 

@@ -46,7 +46,7 @@ CROSS_ENTROPY = [
     )
 ]  # fmt: skip
 
-# ---- linear_cross_entropy: three products of 2 N C V FLOPs; ours makes the logits twice ----
+# ---- linear_cross_entropy: three products of 2 N C V FLOPs ----
 
 
 def _linear_loss(x, weight, target):

@@ -7,12 +7,18 @@
 namespace fastlm {
 
 struct CrossEntropyTile {
-  void* logits;           // (rows, classes), contiguous
+  // Logits in the accumulation type, contiguous, of all rows in forward; in backward of those from
+  // kept_rows on. What is computed of them is computed of their values rounded to dtype.
+  void* logits;
+  // What forward leaves to backward of the first kept_rows rows: in dtype; for float32 as codes of
+  // three bytes (rows * classes of two, then as many of one) with one factor a row.
+  void* kept;
+  float* factor;          // (kept_rows), for float32
   const int64_t* target;  // (rows), counted from the first class of all
   const void* weight;     // (classes) in the accumulation type, or null
-  int64_t rows, classes, first_class;
+  int64_t rows, kept_rows, classes, first_class;
   double softcap;  // 0: none; z below is the logits after it
-  DType dtype;
+  DType dtype;     // of the operands of the product
 };
 
 // Adds a tile to each row's log-sum-exp = base + log(total), which starts with base = -inf and
@@ -24,9 +30,10 @@ struct CrossEntropyTileForward {
   double* weighted;                   // (rows), or null
 };
 
-// logits = (exp(z - lse) * softmax - w * smooth - [c = target] * hard) * dz / dlogits
+// dlogits = (exp(z - lse) * softmax - w * smooth - [c = target] * hard) * dz / dlogits
 struct CrossEntropyTileBackward {
   CrossEntropyTile tile;
+  void* dlogits;                        // (rows, classes) in dtype; may be where logits are
   const double* lse;                    // (rows), over all classes
   const void *softmax, *smooth, *hard;  // (rows), in the accumulation type; all 0 where ignored
 };

@@ -91,7 +91,8 @@ def _triton(module: str, last_dim: int | None = None) -> Kernel:
 
 _GLUON = Kernel(
     "gluon", "fastlm.kernels.attention_hopper", "cuda", (BF16, F16), 128, capability=(9, 0),
-    lacks=("softcap", "dropout", "packed sequences", "cache lengths", "a softmax_scale that is not positive",
+    lacks=("softcap", "dropout", "packed sequences", "cache lengths",
+           "a softmax_scale that is not positive",
            "rows that do not begin at multiples of 16 bytes"), verified=False,
 )  # fmt: skip
 _CPP = Kernel("cpp", "fastlm._cpu", "cpu", (F32, F64, BF16))
@@ -251,7 +252,8 @@ def choose(op: str, x: Tensor, form: str | None = None, needs: Needs | None = No
     """Name of the kernel that will run `op` on a tensor like `x`.
 
     `form` names what is special about the call ("an attention mask") where only the reference takes
-    it; `needs` tells what not every kernel takes, and is asked where one may lack it. Raises BackendUnavailable, with every kernel's reason, where nothing can.
+    it; `needs` tells what not every kernel takes, and is asked where one may lack it. Raises
+    BackendUnavailable, with every kernel's reason, where nothing can.
     """
     wanted, base, emulated = asked_for()
     reasons: list[str] = []

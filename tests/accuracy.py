@@ -17,7 +17,7 @@ def assert_as_accurate_as_torch(
     assert ours.shape == truth.shape, f"{what}: shape {ours.shape}, expected {truth.shape}"
     if truth.numel() == 0:
         return
-    wide, truth = ours.cpu().double(), truth.double()
+    wide, truth = ours.cpu().double(), truth.cpu().double()
     finite = truth.isfinite()
     torch.testing.assert_close(
         wide[~finite], truth[~finite], equal_nan=True, msg=f"{what}: where the truth is not finite"

@@ -58,7 +58,8 @@ EDGES = (
     case("three-columns", (5, 3), "fewer than Philox's four words", dropout_p=0.5),
     case("one-dimension", (768,), "no dimension of rows at all", dropout_p=0.1),
     case("one-row", (1, 768), "fewer rows than threads", dropout_p=0.1),
-    case("long-rows", (2, 45001), "longer than the L1 cache, and in float32 than shared memory", dropout_p=0.1),
+    case("long-rows", (2, 45001), "longer than the L1 cache, and in float32 than shared memory",
+         dropout_p=0.1),
     case("all-dropped", (4, 33), "p = 1 scales by 0, not by 1 / 0", dropout_p=1.0),
 )  # fmt: skip
 

@@ -14,12 +14,17 @@ import fastlm
 from fastlm import ops
 
 BATCH, CAPACITY, HEADS, KV_HEADS, HEAD_DIM = 3, 150, 4, 2, 24
-LENGTHS = torch.tensor([0, 71, 130], dtype=torch.int32)  # an empty cache, and past one and two 64s
+LENGTHS = (0, 71, 130)  # an empty cache, and past one and two 64s
 OPTIONS = {
     "GPT-2's": {},
     "everything": {"window_size": (40, 0), "softcap": 1.5, "softmax_scale": 0.7},
 }
 NEW = {"one token": 1, "a few, by the decoding kernel": 7, "many, by the block kernel": 20}
+
+
+def lengths():
+    """As the op takes them, on the default device."""
+    return torch.tensor(LENGTHS, dtype=torch.int32)
 
 
 def inputs(new, dtype):
@@ -50,7 +55,7 @@ def plain(q, k_cache, v_cache, k, v, **options):
 def test_as_accurate_as_torch(dtype, new, options, backend, poisoned):
     given = inputs(new, dtype)
     theirs, truth = plain(*given, **options), plain(*cast(given, F64), **options)
-    o = ops.attention_with_kvcache(*given, LENGTHS, **options)
+    o = ops.attention_with_kvcache(*given, lengths(), **options)
     assert_as_accurate_as_torch(o, theirs, truth, "output")
 
 
@@ -58,7 +63,9 @@ def test_wide_heads(backend, poisoned):
     """Of 256 float32, the widest: a lane of the CUDA kernel has two packs of them."""
     q, k_cache, v_cache = randn(2, 2, 4, 256), randn(2, 100, 2, 256), randn(2, 100, 2, 256)
     given = cast((q, k_cache, v_cache), F32)
-    theirs, truth = (plain_attention.attention(*t, causal=True)[0] for t in (given, cast(given, F64)))
+    theirs, truth = (
+        plain_attention.attention(*t, causal=True)[0] for t in (given, cast(given, F64))
+    )
     o = ops.attention_with_kvcache(*given, cache_seqlens=100)
     assert_as_accurate_as_torch(o, theirs, truth, "output")
 
@@ -67,9 +74,9 @@ def test_append_writes_its_place_and_nothing_else(backend):
     q, k_cache, v_cache, k, v = inputs(7, F32)
     k_cache, v_cache = torch.randn_like(k_cache), torch.randn_like(v_cache)
     before, versions = (k_cache.clone(), v_cache.clone()), (k_cache._version, v_cache._version)
-    ops.attention_with_kvcache(q, k_cache, v_cache, k, v, LENGTHS)
+    ops.attention_with_kvcache(q, k_cache, v_cache, k, v, lengths())
     for cache, old, new in zip((k_cache, v_cache), before, (k, v), strict=True):
-        for b, length in enumerate(LENGTHS.tolist()):
+        for b, length in enumerate(LENGTHS):
             old[b, length : length + 7] = new[b]
         assert torch.equal(cache, old)
     assert k_cache._version > versions[0] and v_cache._version > versions[1]
@@ -77,10 +84,10 @@ def test_append_writes_its_place_and_nothing_else(backend):
 
 def test_inputs_are_not_modified(backend):
     given = inputs(3, F32)
-    q, k, v, lengths = given[0].clone(), given[3].clone(), given[4].clone(), LENGTHS.clone()
-    ops.attention_with_kvcache(*given, lengths)
-    wanted = (given[0], given[3], given[4], LENGTHS)
-    assert_same_bits(dict(enumerate((q, k, v, lengths))), dict(enumerate(wanted)))
+    q, k, v, in_use = given[0].clone(), given[3].clone(), given[4].clone(), lengths()
+    ops.attention_with_kvcache(*given, in_use)
+    wanted = (given[0], given[3], given[4], lengths())
+    assert_same_bits(dict(enumerate((q, k, v, in_use))), dict(enumerate(wanted)))
 
 
 @pytest.mark.parametrize("new", [1, 5, 20])
@@ -116,8 +123,8 @@ def test_caches_of_any_layout(cpp):
     """(batch, heads, sequence, head_dim) in memory, seen as this op wants it."""
     q, k_cache, v_cache, k, v = inputs(3, F32)
     other = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in (k_cache, v_cache)]
-    expected = ops.attention_with_kvcache(q, k_cache, v_cache, k, v, LENGTHS)
-    assert torch.equal(ops.attention_with_kvcache(q, *other, k, v, LENGTHS), expected)
+    expected = ops.attention_with_kvcache(q, k_cache, v_cache, k, v, lengths())
+    assert torch.equal(ops.attention_with_kvcache(q, *other, k, v, lengths()), expected)
     assert torch.equal(other[0].nan_to_num(), k_cache.nan_to_num())
 
 
@@ -126,13 +133,13 @@ def test_deterministic_with_any_number_of_threads(cpp, threads):
     for count in (1, 2, 3, 2):
         threads(count)
         torch.manual_seed(0)
-        found.append(ops.attention_with_kvcache(*inputs(20, F32), LENGTHS))
+        found.append(ops.attention_with_kvcache(*inputs(20, F32), lengths()))
     assert all(torch.equal(o, found[0]) for o in found)
 
 
 def test_opcheck():
     with Recorder() as recorder:
-        ops.attention_with_kvcache(*(t.nan_to_num() for t in inputs(3, F32)), LENGTHS)
+        ops.attention_with_kvcache(*(t.nan_to_num() for t in inputs(3, F32)), lengths())
     names = [op.name() for op, _ in recorder.calls]
     assert names == ["fastlm::cache_append", "fastlm::attention_forward"]
     for op, arguments in recorder.calls:
@@ -145,14 +152,14 @@ def test_compiled_whole_and_dynamic():
     compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="aot_eager")
     given = inputs(3, F32)
     again = [t.clone() for t in given]
-    expected = call(*given, LENGTHS)
-    assert torch.equal(compiled(*again, LENGTHS), expected)
+    expected = call(*given, lengths())
+    assert torch.equal(compiled(*again, lengths()), expected)
     assert torch.equal(again[1].nan_to_num(), given[1].nan_to_num())
 
 
 def test_meta_device():
     given = [t.to("meta") for t in inputs(3, BF16)]
-    o = ops.attention_with_kvcache(*given, LENGTHS.to("meta"))
+    o = ops.attention_with_kvcache(*given, lengths().to("meta"))
     assert (o.shape, o.dtype) == (given[0].shape, BF16)
 
 
@@ -164,15 +171,15 @@ def test_backends_share_a_cache():
         q, k_cache, v_cache, k, v = (t.clone() for t in given)
         other = {"torch": "cpp", "cpp": "torch"}[name]
         with fastlm.use(name):
-            ops.attention_with_kvcache(q, k_cache, v_cache, k, v, LENGTHS)
+            ops.attention_with_kvcache(q, k_cache, v_cache, k, v, lengths())
         with BackendReplaced(other):
-            o = ops.attention_with_kvcache(q, k_cache, v_cache, cache_seqlens=LENGTHS + 3)
+            o = ops.attention_with_kvcache(q, k_cache, v_cache, cache_seqlens=lengths() + 3)
         assert_as_accurate_as_torch(o, plain(*given), expected, f"{name}, then {other}")
 
 
 def test_no_backward():
     given = [t.requires_grad_() for t in inputs(1, F32)]
-    assert not ops.attention_with_kvcache(*given, LENGTHS).requires_grad
+    assert not ops.attention_with_kvcache(*given, lengths()).requires_grad
 
 
 Q, CACHE, K = torch.zeros(3, 2, 4, 8), torch.zeros(3, 10, 2, 8), torch.zeros(3, 2, 2, 8)

@@ -116,7 +116,10 @@ def test_a_kernel_for_one_kind_of_gpu(monkeypatch):
         dim = X.dim
 
     kernel = Kernel("cuda", "fastlm.reference", "cuda", capability=(9, 0))
-    for capability, reason in (((9, 0), None), ((8, 0), "is for GPUs of compute capability (9, 0)")):
+    for capability, reason in (
+        ((9, 0), None),
+        ((8, 0), "is for GPUs of compute capability (9, 0)"),
+    ):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, found=capability: found)
         assert (kernel.why_not(OnGpu()) or "").startswith(reason or "")
         assert (kernel.why_not(OnGpu()) is None) == (reason is None)
@@ -139,7 +142,7 @@ def test_use_ends_and_nests_and_survives_errors():
 
 
 def test_unknown_backend():
-    with pytest.raises(ValueError, match="torch, emulated:cuda, .*, emulated:triton, got 'cpu'"):
+    with pytest.raises(ValueError, match=r"torch, emulated:cuda, .*, emulated:triton, got 'cpu'"):
         fastlm.use("cpu").__enter__()
 
 

@@ -145,12 +145,18 @@ SAMPLED = [
 ]
 
 
+@pytest.fixture(scope="module")
+def wide_models():
+    """In float64: rounding, which depends on the processor, must not decide a draw of many."""
+    return [model.double() for model in pair()]
+
+
 @pytest.mark.parametrize("options", SAMPLED, ids=str)
-def test_same_draws_from_the_same_generator_state(models, options):
+def test_same_draws_from_the_same_generator_state(wide_models, options):
     settings = {"do_sample": True, "max_new_tokens": 20, "pad_token_id": 60, **options}
     settings["attention_mask"] = torch.ones_like(prompts())
     rows = []
-    for model in models:
+    for model in wide_models:
         torch.manual_seed(5)
         rows.append(model.generate(prompts(), **settings).tolist())
     assert rows[0] == rows[1]

@@ -30,7 +30,9 @@ def test_rows_fit(bench):
     """Ours takes what torch takes and gives as much, at the row's own size."""
     with torch.device("meta"):
         inputs = bench.inputs(torch.bfloat16)
-    ours, theirs = (phase_call(bench, op, inputs)() for op in (bench.ours, bench.baselines["torch"]))
+    ours, theirs = (
+        phase_call(bench, op, inputs)() for op in (bench.ours, bench.baselines["torch"])
+    )
     assert [t.shape for t in ours] == [t.shape for t in theirs]
     assert bench.work(2) > 0
 

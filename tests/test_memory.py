@@ -140,3 +140,20 @@ def test_cross_entropy_needs_one_gradient_at_most(options):
     assert peak + pooled <= gradient_bytes + slack
     if options:
         assert pooled <= slack
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_linear_cross_entropy_needs_a_twentieth_of_the_logits(dtype, threads):
+    threads(2)  # each has a block of its own
+    rows, features, classes = 512, 192, 32768  # the weight is in whole huge pages
+    x, weight = torch.randn(rows, features).to(dtype), torch.randn(classes, features).to(dtype)
+    leaves = x.requires_grad_(), weight.requires_grad_()
+    target = torch.randint(classes, (rows,))
+    gc.collect()
+    memory.empty_cache()
+    before = memory.stats()["in_use"]
+
+    peak = torchs_peak(lambda: ops.linear_cross_entropy(*leaves, target).backward())
+    pooled = memory.stats()["in_use"] - before + memory.stats()["held"]
+    gradients, logits = x.nbytes + weight.nbytes, rows * classes * dtype.itemsize
+    assert peak + pooled <= gradients + logits / 20

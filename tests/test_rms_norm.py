@@ -35,7 +35,9 @@ class TestFamilies(Families):
         case("one-column", (5, 1), "shorter than any vector", cancels=1.0),
         case("one-dimension", (768,), "no dimension of rows at all"),
         case("one-row", (1, 768), "fewer rows than threads"),
-        case("long-rows", (2, 45000), "longer than the L1 cache, and in float32 than shared memory"),
+        case(
+            "long-rows", (2, 45000), "longer than the L1 cache, and in float32 than shared memory"
+        ),
         case("many-rows", (1100, 33), "more rows than the blocks that column sums are kept in"),
         case("huge", (8, 769), "squares near 1e36", scale=1e16),
     )

@@ -11,12 +11,13 @@
 
 #include "../attention.h"
 #include "philox.h"
+#include "product_tile.h"
+#include "transpose.h"
 
 namespace fastlm::cpu::FASTLM_ISA {
 
 constexpr int64_t kQueries = 64,
                   kKeys = 64;  // of a block; 64 x 64 wastes 6 % of a causal triangle at 1024
-constexpr int64_t kTileVectors = 2;
 #if defined(__AVX512F__)
 constexpr int64_t kTileRows = 8;  // 16 accumulators of the 32 registers
 #else
@@ -25,31 +26,6 @@ constexpr int64_t kTileRows = 4;  // 8 of 16
 
 template <class A> FASTLM_INLINE constexpr int64_t padded(int64_t columns) {
   return ceil_div(columns, kTileVectors * kLanes<A>) * kTileVectors * kLanes<A>;
-}
-
-template <class A, int kRows, bool kAdd>
-FASTLM_INLINE void product_tile(int64_t depth, const A* a, int64_t a_row, int64_t a_col, const A* b,
-                                int64_t ldb, A* c, int64_t ldc) {
-  // From zero even when adding: a sum of short sums rounds less than one long one.
-  Vec<A> sums[kRows][kTileVectors] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    Vec<A> row[kTileVectors];
-#pragma GCC unroll 2
-    for (int v = 0; v < kTileVectors; ++v) row[v] = load(b + k * ldb + v * kLanes<A>);
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const Vec<A> element = all(a[r * a_row + k * a_col]);
-#pragma GCC unroll 2
-      for (int v = 0; v < kTileVectors; ++v) sums[r][v] += element * row[v];
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 2
-    for (int v = 0; v < kTileVectors; ++v) {
-      A* out = c + r * ldc + v * kLanes<A>;
-      store(out, kAdd ? load(out) + sums[r][v] : sums[r][v]);
-    }
 }
 
 template <class A> struct Operand {  // element (i, j) is data[i * row + j * col]
@@ -64,11 +40,11 @@ void product(int64_t rows, int64_t cols, int64_t depth, Operand<A> a, const A* b
   for (int64_t n = 0; n < cols; n += kTileVectors * kLanes<A>) {
     int64_t m = 0;
     for (; m + kTileRows <= rows; m += kTileRows)
-      product_tile<A, kTileRows, kAdd>(depth, a.data + m * a.row, a.row, a.col, b + n, ldb,
-                                       c + m * ldc + n, ldc);
+      product_tile<Elements<A>, kTileRows, kAdd>(depth, a.data + m * a.row, a.row, a.col, b + n,
+                                                 ldb, c + m * ldc + n, ldc);
     for (; m < rows; ++m)
-      product_tile<A, 1, kAdd>(depth, a.data + m * a.row, a.row, a.col, b + n, ldb, c + m * ldc + n,
-                               ldc);
+      product_tile<Elements<A>, 1, kAdd>(depth, a.data + m * a.row, a.row, a.col, b + n, ldb,
+                                         c + m * ldc + n, ldc);
   }
 }
 
@@ -90,20 +66,6 @@ void load_rows(const T* source, int64_t stride, int64_t rows, int64_t head_dim, 
       store(out + r * ld + d, load(source + r * stride + d, span), span);
     });
     for (int64_t d = head_dim; d < ld; ++d) out[r * ld + d] = 0;
-  }
-}
-
-// One square of lanes x lanes elements, transposed in log2(lanes) rounds of interleaving.
-template <class A> FASTLM_INLINE void transpose_square(Vec<A> (&rows)[kLanes<A>]) {
-  constexpr int64_t kHalf = kLanes<A> / 2;
-  for (int64_t width = 1; width < kLanes<A>; width *= 2) {
-    Vec<A> next[kLanes<A>];
-    for (int64_t i = 0; i < kHalf; ++i) {
-      const Pair<Vec<A>> z = zip<A>(rows[i], rows[i + kHalf]);
-      next[2 * i] = z.low;
-      next[2 * i + 1] = z.high;
-    }
-    for (int64_t i = 0; i < kLanes<A>; ++i) rows[i] = next[i];
   }
 }
 

@@ -1,8 +1,12 @@
 // The softmax of linear_cross_entropy, over tiles of classes.
 //
 // A tile was just written by a matrix product and is read by the next, so it is in the caches, and
-// a row of it in L1: forward goes over it twice, for the largest logit and for the exponentials;
-// backward once, in place. Each thread takes some of the rows.
+// a row of it in L1: forward goes over it twice, for the largest logit and for the exponentials and
+// what is kept; backward once. Each thread takes some of the rows.
+//
+// A kept float32 logit is a fixed-point number of 23 bits, relative to the largest of its row in
+// the tile: an error of 2^-23 of that one, which is about what the product that made it rounds, at
+// three quarters of the memory.
 #include "../cross_entropy_tile.h"
 
 #include "for_dtype.h"
@@ -12,10 +16,72 @@
 namespace fastlm::cpu::FASTLM_ISA {
 namespace {
 
-template <class T> Row<T> row_of(const CrossEntropyTile& p, int64_t r) {
-  return {static_cast<const T*>(p.logits) + r * p.classes, static_cast<const acc_t<T>*>(p.weight),
-          acc_t<T>(p.softcap)};
+// ---- what is kept ----
+
+constexpr float kSteps = 4194303.0f;  // 2^22 - 1: a code is round(z / factor) + 2^22
+constexpr uint32_t kInfinite = 1u << 23;
+
+typedef uint8_t Bytes __attribute__((vector_size(kVectorBytes / 4)));
+
+FASTLM_INLINE int64_t live_lanes(Full) { return kLanes<float>; }
+FASTLM_INLINE int64_t live_lanes(Part part) { return part.count; }
+
+struct Codes {
+  uint16_t* low;
+  uint8_t* high;
+
+  template <class Span>
+  FASTLM_INLINE void store(int64_t c, Vec<float> z, float steps, Span span) const {
+    // Adding 1.5 * 2^23 rounds to whole numbers and leaves them, plus 2^22, in the low 23 bits.
+    Vec<uint32_t> code = bit_cast<Vec<uint32_t>>(z * steps + 12582912.0f) & 0x7fffffu;
+    code = z == -INFINITY ? Vec<uint32_t>{} + kInfinite : code;
+    const Half16 two = __builtin_convertvector(code & 0xffffu, Half16);
+    const Bytes one = __builtin_convertvector(code >> 16, Bytes);
+    memcpy(low + c, &two, size_t(live_lanes(span)) * 2);
+    memcpy(high + c, &one, size_t(live_lanes(span)));
+  }
+  template <class Span> FASTLM_INLINE Vec<float> load(int64_t c, float factor, Span span) const {
+    Half16 two{};
+    Bytes one{};
+    memcpy(&two, low + c, size_t(live_lanes(span)) * 2);
+    memcpy(&one, high + c, size_t(live_lanes(span)));
+    const Vec<uint32_t> code = __builtin_convertvector(two, Vec<uint32_t>) |
+                               __builtin_convertvector(one, Vec<uint32_t>) << 16;
+    // As the low bits of a float in [2^23, 2^24), it is the number plus 2^23 + 2^22.
+    const Vec<float> z = (bit_cast<Vec<float>>(code | 0x4b000000u) - 12582912.0f) * factor;
+    return code == kInfinite ? all(-INFINITY) : z;
+  }
+};
+
+inline Codes codes_of(const CrossEntropyTile& p, int64_t r) {
+  uint16_t* low = static_cast<uint16_t*>(p.kept);
+  uint8_t* high = reinterpret_cast<uint8_t*>(low + p.kept_rows * p.classes);
+  return {low + r * p.classes, high + r * p.classes};
 }
+
+// ---- a row of logits ----
+
+template <class T, class A> FASTLM_INLINE Vec<A> rounded_to(Vec<A> v) {
+  if constexpr (__is_same(T, bf16))
+    return widen(narrow(v));
+  else
+    return v;
+}
+
+template <class T> struct Tile {
+  using A = acc_t<T>;
+  const A* weight;  // or null
+  A softcap;        // 0: none
+
+  explicit Tile(const CrossEntropyTile& p)
+      : weight(static_cast<const A*>(p.weight)), softcap(A(p.softcap)) {}
+  FASTLM_INLINE Vec<A> capped(Vec<A> raw) const {
+    return softcap > 0 ? softcap * tanh<A>(raw / softcap) : raw;
+  }
+  template <class Span> FASTLM_INLINE Vec<A> weight_at(int64_t c, Span span) const {
+    return weight ? load(weight + c, span) : live<A>(all(A(1)), span);
+  }
+};
 
 // The target's column in the tile, or -1.
 inline int64_t target_column(const CrossEntropyTile& p, int64_t r) {
@@ -26,35 +92,52 @@ inline int64_t target_column(const CrossEntropyTile& p, int64_t r) {
 template <class T> void forward_row(const CrossEntropyTileForward& p, int64_t r) {
   using A = acc_t<T>;
   const int64_t classes = p.tile.classes;
-  const Row<T> row = row_of<T>(p.tile, r);
+  const bool kept = r < p.tile.kept_rows;
+  const Tile<T> tile(p.tile);
+  const A* logits = static_cast<const A*>(p.tile.logits) + r * classes;
+  const auto at = [&](int64_t c, auto span) __attribute__((always_inline)) {
+    return tile.capped(rounded_to<T, A>(load(logits + c, span)));
+  };
   A &base = static_cast<A*>(p.base)[r], &total = static_cast<A*>(p.total)[r];
-  Vec<A> highest = all(base);
+  Vec<A> highest = all(base), furthest = {};
   sweep<A>(classes, [&](int64_t c, auto span) __attribute__((always_inline)) {
-    highest = max(highest, tail_is<A>(row.at(c, span), span, -A(INFINITY)));
+    const Vec<A> z = at(c, span);
+    highest = max(highest, tail_is<A>(z, span, -A(INFINITY)));
+    if (__is_same(T, float)) furthest = max(furthest, z == -A(INFINITY) ? Vec<A>{} : max(z, -z));
   });
   const A peak = largest<A>(highest);
   const A relative_to = peak == -A(INFINITY) ? A(0) : peak;  // only -inf so far: exponentials are 0
+  // Below 1e-30 a logit is as good as zero, and its steps would not be finite.
+  const A reach = largest<A>(furthest), steps = reach > A(1e-30) ? A(kSteps) / reach : A(0);
+  if (__is_same(T, float) && kept) p.tile.factor[r] = float(reach / A(kSteps));
   Vec<A> sums = {}, weighted = {};
   sweep<A>(classes, [&](int64_t c, auto span) __attribute__((always_inline)) {
-    const Vec<A> distance = live<A>(row.at(c, span) - relative_to, span);
+    const Vec<A> z = at(c, span), distance = live<A>(z - relative_to, span);
     sums += live<A>(exp2_bounded(distance * A(kLog2e)), span);
-    if (p.weighted) weighted += distance * row.weight_at(c, span);
+    if (p.weighted) weighted += distance * tile.weight_at(c, span);
+    if constexpr (__is_same(T, float)) {
+      if (kept) codes_of(p.tile, r).store(c, z, steps, span);
+    } else if (kept) {
+      store(static_cast<T*>(p.tile.kept) + r * classes + c, load(logits + c, span), span);
+    }
   });
   total = total * A(::exp(double(base - relative_to))) + sum<A>(sums);
   base = peak;
   const int64_t target = target_column(p.tile, r);
-  if (target >= 0) static_cast<A*>(p.target_logit)[r] = row.one(target);
+  if (target >= 0) static_cast<A*>(p.target_logit)[r] = at(target, Part{1})[0];
   if (!p.weighted) return;
   Vec<A> weights = {};
   sweep<A>(classes, [&](int64_t c, auto span)
-                        __attribute__((always_inline)) { weights += row.weight_at(c, span); });
+                        __attribute__((always_inline)) { weights += tile.weight_at(c, span); });
   p.weighted[r] += double(sum<A>(weighted)) + double(sum<A>(weights)) * double(relative_to);
 }
 
-template <class T> void backward_row(const CrossEntropyTileBackward& p, int64_t r) {
+// z_at(c, Span) gives the logits after the softcap.
+template <class T, class Logits>
+FASTLM_INLINE void backward_row(const CrossEntropyTileBackward& p, int64_t r, const Logits& z_at) {
   using A = acc_t<T>;
-  const Row<T> row = row_of<T>(p.tile, r);
-  T* out = static_cast<T*>(p.tile.logits) + r * p.tile.classes;
+  const Tile<T> tile(p.tile);
+  T* out = static_cast<T*>(p.dlogits) + r * p.tile.classes;
   const A softmax = static_cast<const A*>(p.softmax)[r],
           smooth = static_cast<const A*>(p.smooth)[r], hard = static_cast<const A*>(p.hard)[r];
   if (softmax == 0 && smooth == 0 && hard == 0) {
@@ -64,10 +147,10 @@ template <class T> void backward_row(const CrossEntropyTileBackward& p, int64_t 
   // In two parts, as differences with large logits need it.
   const A lse = A(p.lse[r]), rest = A(p.lse[r] - double(lse));
   const auto gradient = [&](int64_t c, auto span, A at_target) __attribute__((always_inline)) {
-    const Vec<A> z = row.at(c, span);
+    const Vec<A> z = z_at(c, span);
     Vec<A> g = exp2_bounded(((z - lse) - rest) * A(kLog2e)) * softmax -
-               row.weight_at(c, span) * smooth - at_target;
-    if (row.softcap > 0) g *= A(1) - (z / row.softcap) * (z / row.softcap);
+               tile.weight_at(c, span) * smooth - at_target;
+    if (tile.softcap > 0) g *= A(1) - (z / tile.softcap) * (z / tile.softcap);
     return g;
   };
   const int64_t target = target_column(p.tile, r);
@@ -77,6 +160,31 @@ template <class T> void backward_row(const CrossEntropyTileBackward& p, int64_t 
     store(out + c, gradient(c, span, A(0)), span);
   });
   if (target >= 0) put(out + target, target_gradient);
+}
+
+template <class T> void backward_kept_row(const CrossEntropyTileBackward& p, int64_t r) {
+  if constexpr (__is_same(T, float)) {
+    const Codes codes = codes_of(p.tile, r);
+    const float factor = p.tile.factor[r];
+    backward_row<T>(p, r, [&](int64_t c, auto span) __attribute__((always_inline)) {
+      return codes.load(c, factor, span);
+    });
+  } else {
+    const Tile<T> tile(p.tile);
+    const T* logits = static_cast<const T*>(p.tile.kept) + r * p.tile.classes;
+    backward_row<T>(p, r, [&](int64_t c, auto span) __attribute__((always_inline)) {
+      return tile.capped(load(logits + c, span));
+    });
+  }
+}
+
+template <class T> void backward_other_row(const CrossEntropyTileBackward& p, int64_t r) {
+  using A = acc_t<T>;
+  const Tile<T> tile(p.tile);
+  const A* logits = static_cast<const A*>(p.tile.logits) + (r - p.tile.kept_rows) * p.tile.classes;
+  backward_row<T>(p, r, [&](int64_t c, auto span) __attribute__((always_inline)) {
+    return tile.capped(rounded_to<T, A>(load(logits + c, span)));
+  });
 }
 
 }  // namespace
@@ -96,7 +204,8 @@ void launch(const CrossEntropyTileBackward& p, int64_t threads) {
     using T = decltype(element);
     parallel_for(p.tile.rows, p.tile.classes * int64_t(sizeof(T)), threads,
                  [&](int64_t first, int64_t last) {
-                   for (int64_t r = first; r < last; ++r) backward_row<T>(p, r);
+                   for (int64_t r = first; r < last; ++r)
+                     (r < p.tile.kept_rows ? backward_kept_row<T> : backward_other_row<T>)(p, r);
                  });
   });
 }

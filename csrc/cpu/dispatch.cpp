@@ -12,6 +12,7 @@
 #include "../elementwise.h"
 #include "../layer_norm.h"
 #include "../linear.h"
+#include "../product.h"
 #include "../rms_norm.h"
 
 #if defined(__x86_64__)
@@ -78,6 +79,7 @@ void set_isa(const std::string& name) {
   void launch(const AttentionBackward&, int64_t);        \
   void launch(const CacheAppend&, int64_t);              \
   void launch(const Linear&, int64_t);                   \
+  void launch(const Product&, int64_t);                  \
   void launch(const Bandwidth&, int64_t);                \
   }
 FASTLM_FOR_EACH_ISA(FASTLM_COPIES)
@@ -135,6 +137,7 @@ void launch(const AttentionForward& p, int64_t threads) {
 }
 void launch(const AttentionBackward& p, int64_t threads) { dispatch(p, threads); }
 void launch(const Linear& p, int64_t threads) { dispatch(p, threads); }
+void launch(const Product& p, int64_t threads) { dispatch(p, threads); }
 void launch(const Bandwidth& p, int64_t threads) { dispatch(p, threads); }
 
 void launch(const CacheAppend& p, int64_t threads) {

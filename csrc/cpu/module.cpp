@@ -11,6 +11,7 @@ struct CurrentDevice {
 #include "../bindings.h"
 #include "../cross_entropy_tile.h"
 #include "../linear.h"
+#include "../product.h"
 #include "dispatch.h"
 #include "memory.h"
 
@@ -56,44 +57,101 @@ void linear(const TensorView& y, const TensorView& x, const TensorView& weight,
   launch(p, threads);
 }
 
-CrossEntropyTile tile_of(const TensorView& logits, const TensorView& target,
-                         const OptionalView& weight, int64_t first_class, double softcap) {
+// A matrix in any order of strides; a dimension of one element has no stride that matters.
+struct Matrix {
+  int64_t rows, cols, row, col;
+
+  Matrix(const TensorView& t, const char* argument) {
+    if (t.device_type != kDeviceType || t.dims != 2) refuse(argument, "a matrix on the CPU", t);
+    rows = t.shape[0], cols = t.shape[1];
+    row = rows > 1 ? t.strides[0] : 1, col = cols > 1 ? t.strides[1] : 1;
+    if (row != 1 && col != 1) refuse(argument, "rows or columns without gaps", t);
+  }
+};
+
+void product(const TensorView& out, const TensorView& a, const TensorView& b, bool add,
+             int64_t threads) {
+  if (!is_floating(a.dtype) || a.dtype == DType::f16)
+    refuse("product: a", "float32, float64 or bfloat16", a);
+  const Matrix mo(out, "product: out"), ma(a, "product: a"), mb(b, "product: b");
+  if (mo.col != 1 || out.dtype != statistics_dtype(a))
+    refuse("product: out", "contiguous columns in the accumulation dtype", out);
+  if (b.dtype != a.dtype || mb.rows != ma.cols)
+    refuse("product: b", "the dtype and as many rows as the columns of " + describe(a), b);
+  if (mo.rows != ma.rows || mo.cols != mb.cols)
+    refuse("product: out", "the rows of " + describe(a) + " and columns of " + describe(b), out);
+  const Product p{a.data, b.data, out.data, ma.rows, mb.cols, ma.cols, ma.row,
+                  ma.col, mb.row, mb.col,   mo.row,  add,     a.dtype};
+  const py::gil_scoped_release unlocked;
+  launch(p, threads);
+}
+
+// Rows and classes are dlogits' or, in forward, the logits'; `kept` has x's dtype.
+CrossEntropyTile tile_of(const TensorView& logits, const TensorView& kept, const TensorView& factor,
+                         int64_t kept_rows, const TensorView& target, const OptionalView& weight,
+                         int64_t classes, int64_t first_class, double softcap) {
   const char* op = "linear_cross_entropy";
-  check_floating(logits, op);
-  check_size(target, rows_of(logits), DType::i64, op);
-  check_size(weight, cols_of(logits), statistics_dtype(logits), op);
-  return {logits.data,     static_cast<const int64_t*>(target.data),
-          data(weight),    rows_of(logits),
-          cols_of(logits), first_class,
-          softcap,         logits.dtype};
+  check_floating(kept, op);
+  const bool codes = kept.dtype == DType::f32;
+  const int64_t values = kept_rows * classes;
+  if (kept.count() < (codes ? (3 * values + 3) / 4 : values))
+    refuse(op, "room for what is kept", kept);
+  check_size(factor, codes ? kept_rows : factor.count(), DType::f32, op);
+  check_size(target, target.count(), DType::i64, op);
+  check_size(weight, classes, statistics_dtype(kept), op);
+  return {logits.data,
+          kept.data,
+          static_cast<float*>(factor.data),
+          static_cast<const int64_t*>(target.data),
+          data(weight),
+          target.count(),
+          kept_rows,
+          classes,
+          first_class,
+          softcap,
+          kept.dtype};
 }
 
 void cross_entropy_tile_forward(const TensorView& base, const TensorView& total,
                                 const TensorView& target_logit, const OptionalView& weighted,
+                                const TensorView& kept, const TensorView& factor, int64_t kept_rows,
                                 const TensorView& logits, const TensorView& target,
                                 const OptionalView& weight, int64_t first_class, double softcap,
                                 int64_t threads) {
+  const char* op = "linear_cross_entropy";
   for (const TensorView* t : {&base, &total, &target_logit})
-    check_size(*t, rows_of(logits), statistics_dtype(logits), "linear_cross_entropy");
-  check_size(weighted, rows_of(logits), DType::f64, "linear_cross_entropy");
-  const CrossEntropyTileForward p{tile_of(logits, target, weight, first_class, softcap), base.data,
-                                  total.data, target_logit.data,
+    check_size(*t, target.count(), statistics_dtype(kept), op);
+  check_size(weighted, target.count(), DType::f64, op);
+  check_size(logits, target.count() * cols_of(logits), statistics_dtype(kept), op);
+  const CrossEntropyTileForward p{tile_of(logits, kept, factor, kept_rows, target, weight,
+                                          cols_of(logits), first_class, softcap),
+                                  base.data, total.data, target_logit.data,
                                   static_cast<double*>(data(weighted))};
   const py::gil_scoped_release unlocked;
   launch(p, threads);
 }
 
-void cross_entropy_tile_backward(const TensorView& logits, const TensorView& target,
+void cross_entropy_tile_backward(const TensorView& dlogits, const TensorView& kept,
+                                 const TensorView& factor, int64_t kept_rows,
+                                 const TensorView& logits, const TensorView& target,
                                  const OptionalView& weight, const TensorView& lse,
                                  const TensorView& softmax, const TensorView& smooth,
                                  const TensorView& hard, int64_t first_class, double softcap,
                                  int64_t threads) {
+  const char* op = "linear_cross_entropy";
+  const int64_t rows = target.count(), classes = cols_of(dlogits);
+  check_size(dlogits, rows * classes, kept.dtype, op);
+  check_size(logits, (rows - kept_rows) * classes, statistics_dtype(kept), op);
   for (const TensorView* t : {&softmax, &smooth, &hard})
-    check_size(*t, rows_of(logits), statistics_dtype(logits), "linear_cross_entropy");
-  check_size(lse, rows_of(logits), DType::f64, "linear_cross_entropy");
-  const CrossEntropyTileBackward p{tile_of(logits, target, weight, first_class, softcap),
-                                   static_cast<const double*>(lse.data), softmax.data, smooth.data,
-                                   hard.data};
+    check_size(*t, rows, statistics_dtype(kept), op);
+  check_size(lse, rows, DType::f64, op);
+  const CrossEntropyTileBackward p{
+      tile_of(logits, kept, factor, kept_rows, target, weight, classes, first_class, softcap),
+      dlogits.data,
+      static_cast<const double*>(lse.data),
+      softmax.data,
+      smooth.data,
+      hard.data};
   const py::gil_scoped_release unlocked;
   launch(p, threads);
 }
@@ -107,6 +165,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "fastlm's kernels for the CPU";
   bind(m);
   m.def("linear", &linear);
+  m.def("product", &product);
   m.def("cross_entropy_tile_forward", &cross_entropy_tile_forward);
   m.def("cross_entropy_tile_backward", &cross_entropy_tile_backward);
   m.def("isa", &isa);

@@ -92,6 +92,14 @@ struct Sequence {
   __device__ int lowest(int query) const {
     return window_left < 0 ? 0 : max(0, query + keys - queries - window_left);
   }
+  // The queries that see a key: from earliest to latest, none where earliest > latest.
+  __device__ int earliest(int key) const {
+    return window_right < 0 ? 0 : max(0, key - keys + queries - window_right);
+  }
+  __device__ int latest(int key) const {
+    if (key >= keys) return -1;
+    return window_left < 0 ? queries - 1 : min(queries - 1, key - keys + queries + window_left);
+  }
   __device__ bool sees(int query, int key) const {
     return query < queries && key >= lowest(query) && key <= highest(query);
   }
@@ -106,12 +114,7 @@ struct QueryTiles {
   int first, per_head, count;
 
   __device__ QueryTiles(const Sequence& seq, int key, int keys, int width, int group) {
-    const int shift = seq.keys - seq.queries;
-    const int lowest = seq.window_right < 0 ? 0 : max(0, key - shift - seq.window_right);
-    const int last_key = key + keys - 1;
-    const int highest = seq.window_left < 0
-                            ? seq.queries - 1
-                            : min(seq.queries - 1, last_key - shift + seq.window_left);
+    const int lowest = seq.earliest(key), highest = seq.latest(key + keys - 1);
     first = lowest / width;
     per_head = highest < lowest ? 0 : highest / width + 1 - first;
     count = per_head * group;

@@ -59,7 +59,12 @@ __global__ void __launch_bounds__(kThreads, 2)
     __syncthreads();
     Fragment<kN> scores = {};
     multiply_transposed<kN>(scores, tiles.q, warp_row, tiles.k(tile % 2));
-    shape_and_mask<kN>(scores, scale, seq, query, row, tile * kN);
+    if (scale.shaped)
+#pragma unroll
+      for (int n = 0; n < kN / 8; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) scores[n][i] = scale.shape(scores[n][i]);
+    mask<kN>(scores, seq, query, row, tile * kN);
     softmax.update<0, kN>(scores, scale,
                           [&](float score, float base, int) { return scale.power(score, base); });
     rescale<kDim>(out, softmax.shrink);

@@ -48,6 +48,26 @@ __device__ void put_panels(T* panels, const Fragment<kDim>& d, float upper, floa
     }
 }
 
+// Which elements of a result dropout keeps, a bit each: drawn when registers are free, which they
+// are not when the result is there. words(n) draws for eight columns.
+template <int kN> struct Kept {
+  uint32_t bits[kN / 64];
+
+  template <class Words> __device__ void draw(const DropoutRule& rule, const Words& words) {
+#pragma unroll
+    for (int n = 0; n < kN / 8; ++n) {
+      const Random4 random = words(n);
+      if (n % 8 == 0) bits[n / 8] = 0;
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        bits[n / 8] |= uint32_t(rule.keeps(random.word[i])) << (n % 8 * 4 + i);
+      // Otherwise the compiler keeps what it compared instead of the bits.
+      if (n % 8 == 7) asm volatile("" : "+r"(bits[n / 8]));
+    }
+  }
+  __device__ bool at(int n, int i) const { return bits[n / 8] >> (n % 8 * 4 + i) & 1; }
+};
+
 // 16 columns of a result as an operand of the next product.
 template <class T, int kN>
 __device__ void as_operand(uint32_t (&a)[4], const Fragment<kN>& d, int step) {
@@ -86,16 +106,14 @@ template <class F> void for_hopper_shape(const AttentionShape& s, const F& f) {
   s.dtype == DType::bf16 ? with(bf16{}) : with(f16{});
 }
 
-// What needs more registers: the wider kernels have none left for it.
-inline bool is_special(const AttentionShape& s) {
-  return s.softcap > 0 || !(s.softmax_scale > 0) || s.dropout_p > 0;
-}
+inline bool has_dropout(const AttentionShape& s) { return s.dropout_p > 0; }
 
 // Whether a call is one for these kernels: its shape, its tensors with queries, those with keys.
 inline bool hopper_takes(const AttentionShape& s, std::initializer_list<Bshd> of_queries,
                          std::initializer_list<Bshd> of_keys) {
-  if (s.dtype == DType::f32 || s.head_dim > (is_special(s) ? 64 : 128) || s.cu_seqlens_q ||
-      s.seqlens_k || s.keys == 0)
+  const int64_t widest = has_dropout(s) ? 64 : 128;  // wider, drawing would run out of registers
+  if (s.dtype == DType::f32 || s.head_dim > widest || s.cu_seqlens_q || s.seqlens_k ||
+      s.keys == 0 || s.softcap > 0 || !(s.softmax_scale > 0))
     return false;
   for (const Bshd& t : of_queries)
     if (!has_map(extents_of(t, s.batch, s.queries, s.heads, s.head_dim))) return false;

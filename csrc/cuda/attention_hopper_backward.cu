@@ -206,14 +206,53 @@ __device__ void multiply_columns(Fragment<kDim>& d, const uint32_t (&a)[kN / 16]
                                   true);
 }
 
+// -inf where a query does not see a key, in scores of keys by queries; `row` is the thread's first
+// key. Queries that there are not have an infinite lse.
+template <int kQueries>
+__device__ void mask(Fragment<kQueries>& scores, const Sequence& seq, int query, int row) {
+  const int first_column = query + threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int earliest = seq.earliest(row + h * 8) - first_column;
+    const int latest = seq.latest(row + h * 8) - first_column;
+#pragma unroll
+    for (int n = 0; n < kQueries / 8; ++n)
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        if (n * 8 + i < earliest || n * 8 + i > latest) scores[n][2 * h + i] = -INFINITY;
+  }
+}
+
+// Random words for the thread's elements in eight columns of queries: `row` is the mask's row of
+// the first of its two, `key` the first of its two keys. A draw is for one query and four keys,
+// which four lanes hold: each draws for one of the four pairs of query and key, and they exchange
+// words as a transposition does.
+__device__ inline Random4 draw(const DropoutRule& rule, int64_t row, int key) {
+  const int quarter = threadIdx.x / 4 % 4;
+  Random4 random = philox(uint64_t(*rule.seed), uint32_t(key + quarter / 2 * 8) / 4,
+                          uint64_t(row + quarter % 2));
+#pragma unroll
+  for (int bit = 1; bit <= 2; bit *= 2)
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      if (j & bit) continue;
+      const bool upper = quarter & bit;
+      uint32_t &low = random.word[j], &high = random.word[j | bit];
+      const uint32_t theirs = __shfl_xor_sync(~0u, upper ? low : high, 4 * bit);
+      (upper ? low : high) = theirs;
+    }
+  return random;
+}
+
 // Of one tile: scores become p f, products = dout v^T become ds / softmax_scale. `row` is the
-// thread's first key, `dropout_row` the mask's row of the first query.
-template <class T, int kQueries, bool kSpecial>
+// thread's first key.
+template <class T, int kQueries, bool kDropout>
 __device__ void differentiate(Fragment<kQueries>& scores, Fragment<kQueries>& products,
                               const Call<T>& call, const Sequence& seq, int query, int row,
-                              const float (&rows)[2][kQueries], int64_t dropout_row) {
+                              const float (&rows)[2][kQueries], const Kept<kQueries>& kept) {
   const int lane = threadIdx.x % 32, first_key = row - row % kRows;
-  const bool unmasked = seq.all_seen(query, query + kQueries, first_key, first_key + kRows);
+  if (!seq.all_seen(query, query + kQueries, first_key, first_key + kRows))
+    mask<kQueries>(scores, seq, query, row);
 #pragma unroll
   for (int n = 0; n < kQueries / 8; ++n) {
     const int column = n * 8 + lane % 4 * 2;
@@ -221,21 +260,10 @@ __device__ void differentiate(Fragment<kQueries>& scores, Fragment<kQueries>& pr
     const float2 delta = *reinterpret_cast<const float2*>(&rows[1][column]);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int at = row + i / 2 * 8;
-      float slope = 1.0f, factor = 1.0f;
-      if (kSpecial && call.scale.shaped) {
-        scores[n][i] = call.scale.shape(scores[n][i]);
-        slope = call.scale.slope(scores[n][i]) / call.scale.softmax;
-      }
-      if (kSpecial && call.dropout.seed) {
-        const float2 both =
-            dropout_factors(call.dropout, uint64_t(dropout_row + column + i % 2), at / 2 * 2);
-        factor = at % 2 ? both.y : both.x;
-      }
       const float power = fmaf(scores[n][i], call.scale.factor, -(i % 2 ? lse.y : lse.x));
-      const bool seen = unmasked || seq.sees(query + column + i % 2, at);
-      const float p = seen ? exp2_special(power) : 0.0f;
-      products[n][i] = p * (factor * products[n][i] - (i % 2 ? delta.y : delta.x)) * slope;
+      const float p = exp2_special(power), of = i % 2 ? delta.y : delta.x;
+      const float factor = !kDropout ? 1.0f : kept.at(n, i) ? call.dropout.scale : 0.0f;
+      products[n][i] = p * (factor * products[n][i] - of);
       scores[n][i] = p * factor;
     }
   }
@@ -253,7 +281,7 @@ __device__ void multiply_keys(Fragment<kPanel>& dq, const T* ds, const T* k, int
                                           operand(b + step * 16 * kPanel), step > 0);
 }
 
-template <class T, int kDim, bool kSpecial>
+template <class T, int kDim, bool kDropout>
 __device__ void consume(const Call<T>& call, const BackwardMaps& maps, const Tiles<T, kDim>& tiles,
                         BackwardShared<T, kDim>& shared) {
   constexpr int kQueries = Tiles<T, kDim>::kQueries;
@@ -265,6 +293,12 @@ __device__ void consume(const Call<T>& call, const BackwardMaps& maps, const Til
   for (int step = 0; step < tiles.range.count; ++step, ring.advance()) {
     const T *q = shared.q[ring.stage], *dout = shared.dout[ring.stage];
     const T* const own_keys = shared.k + mine * kRows * kPanel;
+    Kept<kQueries> kept;
+    if (kDropout) {
+      const int64_t mask_row = tiles.seq.lse_start + tiles.query(step) + lane % 4 * 2 +
+                               step / tiles.range.per_head * call.p.shape.lse_head_stride;
+      kept.draw(call.dropout, [&](int n) { return draw(call.dropout, mask_row + n * 8, row); });
+    }
     Fragment<kQueries> scores, products;
     wait(&shared.full[ring.stage], ring.parity);
     begin_products();
@@ -274,10 +308,8 @@ __device__ void consume(const Call<T>& call, const BackwardMaps& maps, const Til
     wait_products<0>();
     pin<kQueries>(scores);
     pin<kQueries>(products);
-    const int64_t dropout_row = tiles.seq.lse_start + tiles.query(step) +
-                                step / tiles.range.per_head * call.p.shape.lse_head_stride;
-    differentiate<T, kQueries, kSpecial>(scores, products, call, tiles.seq, tiles.query(step), row,
-                                         shared.rows[ring.stage], dropout_row);
+    differentiate<T, kQueries, kDropout>(scores, products, call, tiles.seq, tiles.query(step), row,
+                                         shared.rows[ring.stage], kept);
     uint32_t p[kQueries / 16][4], ds[kQueries / 16][4];
 #pragma unroll
     for (int i = 0; i < kQueries / 16; ++i) {
@@ -338,7 +370,7 @@ __device__ void consume(const Call<T>& call, const BackwardMaps& maps, const Til
   wait_stores();
 }
 
-template <class T, int kDim, bool kSpecial>
+template <class T, int kDim, bool kDropout>
 __global__ void __launch_bounds__(kHopperThreads, 1)
     attention_hopper_backward_kernel(const Call<T> call,
                                      const __grid_constant__ BackwardMaps maps) {
@@ -367,7 +399,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
     if (warp == 1 || warp == 2) add_parts<T, kDim>(call, tiles, shared, warp - 1);
   } else {
     take_registers<240>();
-    consume<T, kDim, kSpecial>(call, maps, tiles, shared);
+    consume<T, kDim, kDropout>(call, maps, tiles, shared);
   }
 }
 
@@ -407,7 +439,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <class T, int kDim, bool kSpecial>
+template <class T, int kDim, bool kDropout>
 void backward(const AttentionBackward& p, cudaStream_t stream) {
   using Shared = BackwardShared<T, kDim>;
   constexpr int kQueries = Shared::kQueries;
@@ -432,7 +464,7 @@ void backward(const AttentionBackward& p, cudaStream_t stream) {
       map(p.k, s.keys, s.kv_heads, kKeys),       map(p.v, s.keys, s.kv_heads, kKeys),
       map(p.dk, s.keys, s.kv_heads, kRows),      map(p.dv, s.keys, s.kv_heads, kRows)};
   const Call<T> call{p, Scale<T>(s), DropoutRule(s.seed, s.dropout_p), exchange, key_tiles};
-  const auto kernel = attention_hopper_backward_kernel<T, kDim, kSpecial>;
+  const auto kernel = attention_hopper_backward_kernel<T, kDim, kDropout>;
   allow_shared(kernel, sizeof(Shared), "attention_hopper_backward");
   const unsigned blocks = unsigned(key_tiles * s.batch * s.kv_heads);
   kernel<<<blocks, kHopperThreads, sizeof(Shared), stream>>>(call, maps);
@@ -450,7 +482,7 @@ void launch_hopper(const AttentionBackward& p, cudaStream_t stream) {
   for_hopper_shape(p.shape, [&](auto element, auto width) {
     using T = decltype(element);
     constexpr int kDim = decltype(width)::value;
-    if (!is_special(p.shape)) return backward<T, kDim, false>(p, stream);
+    if (!has_dropout(p.shape)) return backward<T, kDim, false>(p, stream);
     if constexpr (kDim == 64) return backward<T, kDim, true>(p, stream);
   });
 }

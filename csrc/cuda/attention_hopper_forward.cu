@@ -161,11 +161,17 @@ __device__ void multiply_values(Fragment<kDim>& out, const uint32_t (&p)[kKeys /
 }
 
 // What a warpgroup knows of its 64 queries while it goes through the tiles of keys.
-template <class T, int kDim, bool kSpecial> struct Rows {
+template <class T, int kDim, bool kDropout> struct Rows {
   Fragment<kDim> out = {};
   Softmax softmax;
   uint32_t probabilities[kKeys / 16][4];
+  Kept<kKeys> kept;
 
+  __device__ void draw_kept(const Call<T>& call, const Work& work, int row, int key) {
+    if (kDropout)
+      kept.draw(call.dropout,
+                [&](int n) { return draw(call.dropout, work.seq.lse_start + row, key + n * 8); });
+  }
   // Scores of a tile to probabilities, which are left in `scores`.
   __device__ void exponentiate(Fragment<kKeys>& scores, const Call<T>& call, const Work& work,
                                int query, int row, int key) {
@@ -173,7 +179,7 @@ template <class T, int kDim, bool kSpecial> struct Rows {
       return exp2_special(fmaf(score, factor, -base));
     };
     const float factor = call.scale.factor;
-    if (shape_and_mask<kKeys>(scores, call.scale, work.seq, query, row, key))
+    if (mask<kKeys>(scores, work.seq, query, row, key))
       softmax.update<kSlack, kKeys>(scores, call.scale, [&](float score, float base, int n) {
         return n % 4 == 3 ? exp2_polynomial(fmaf(score, factor, -base))
                           : special(score, factor, base);
@@ -182,7 +188,12 @@ template <class T, int kDim, bool kSpecial> struct Rows {
       softmax.update<kSlack, kKeys>(scores, call.scale, [&](float score, float base, int) {
         return special(score, factor, base);
       });
-    if (kSpecial) drop<kKeys>(scores, call.dropout, work.seq.lse_start + row, key);
+    if constexpr (kDropout) {
+#pragma unroll
+      for (int n = 0; n < kKeys / 8; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) scores[n][i] *= kept.at(n, i) ? call.dropout.scale : 0.0f;
+    }
   }
   __device__ void keep(const Fragment<kKeys>& scores) {
 #pragma unroll
@@ -191,8 +202,8 @@ template <class T, int kDim, bool kSpecial> struct Rows {
   }
 };
 
-template <class T, int kDim, bool kSpecial>
-__device__ void attend(Rows<T, kDim, kSpecial>& rows, const Call<T>& call, const Work& work,
+template <class T, int kDim, bool kDropout>
+__device__ void attend(Rows<T, kDim, kDropout>& rows, const Call<T>& call, const Work& work,
                        ForwardShared<T, kDim>& shared, Ring<2>& q,
                        Ring<ForwardShared<T, kDim>::kStages>& k,
                        Ring<ForwardShared<T, kDim>::kStages>& v) {
@@ -213,6 +224,7 @@ __device__ void attend(Rows<T, kDim, kSpecial>& rows, const Call<T>& call, const
                                         shared.k[k.stage] + kKeys / 2 * kPanel);
   }
   commit_products();
+  rows.draw_kept(call, work, row, tile * kKeys);
   wait_products<0>();
   pin<kKeys>(scores);
   release(&shared.k_empty[k.stage]);
@@ -229,6 +241,7 @@ __device__ void attend(Rows<T, kDim, kSpecial>& rows, const Call<T>& call, const
     multiply_values<T, kDim>(rows.out, rows.probabilities, shared.v[v.stage], add);
     commit_products();
     arrive_threads(turn_of(1 - mine), kConsumers);
+    rows.draw_kept(call, work, row, tile * kKeys);
     wait_products<1>();
     pin<kKeys>(scores);
     release(&shared.k_empty[k.stage]);
@@ -254,8 +267,8 @@ __device__ void attend(Rows<T, kDim, kSpecial>& rows, const Call<T>& call, const
   v.advance();
 }
 
-template <class T, int kDim, bool kSpecial>
-__device__ void write_rows(Rows<T, kDim, kSpecial>& rows, const Call<T>& call, const Work& work,
+template <class T, int kDim, bool kDropout>
+__device__ void write_rows(Rows<T, kDim, kDropout>& rows, const Call<T>& call, const Work& work,
                            const ForwardMaps& maps, T* panels) {
   const int mine = consumer(), query = work.query + mine * kRows, lane = threadIdx.x % 32;
   const int row = query + threadIdx.x / 32 % 4 * 16 + lane / 4;
@@ -281,7 +294,7 @@ __device__ void write_rows(Rows<T, kDim, kSpecial>& rows, const Call<T>& call, c
   commit_stores();
 }
 
-template <class T, int kDim, bool kSpecial>
+template <class T, int kDim, bool kDropout>
 __device__ void consume(const Call<T>& call, const ForwardMaps& maps,
                         ForwardShared<T, kDim>& shared) {
   Ring<2> q;
@@ -289,15 +302,15 @@ __device__ void consume(const Call<T>& call, const ForwardMaps& maps,
   if (consumer() == 1) arrive_threads(turn_of(0), kConsumers);  // the first turn
   for (int64_t i = blockIdx.x; i < call.schedule.count; i += gridDim.x) {
     const Work work(call.p.shape, call.schedule.at(i));
-    Rows<T, kDim, kSpecial> rows;
-    if (work.first < work.end) attend<T, kDim, kSpecial>(rows, call, work, shared, q, k, v);
-    write_rows<T, kDim, kSpecial>(rows, call, work, maps, shared.o[consumer()]);
+    Rows<T, kDim, kDropout> rows;
+    if (work.first < work.end) attend<T, kDim, kDropout>(rows, call, work, shared, q, k, v);
+    write_rows<T, kDim, kDropout>(rows, call, work, maps, shared.o[consumer()]);
   }
   if (consumer() == 0) sync_threads(turn_of(0), kConsumers);  // takes the last turn
   if (threadIdx.x % kWarpgroup == 0) wait_stores();
 }
 
-template <class T, int kDim, bool kSpecial>
+template <class T, int kDim, bool kDropout>
 __global__ void __launch_bounds__(kHopperThreads, 1)
     attention_hopper_forward_kernel(const Call<T> call, const __grid_constant__ ForwardMaps maps) {
   using Shared = ForwardShared<T, kDim>;
@@ -323,11 +336,11 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
     if (threadIdx.x == 0) produce<T, kDim>(call, maps, shared);
   } else {
     take_registers<240>();
-    consume<T, kDim, kSpecial>(call, maps, shared);
+    consume<T, kDim, kDropout>(call, maps, shared);
   }
 }
 
-template <class T, int kDim, bool kSpecial>
+template <class T, int kDim, bool kDropout>
 void forward(const AttentionForward& p, cudaStream_t stream) {
   const AttentionShape& s = p.shape;
   const Call<T> call{p, Scale<T>(s), DropoutRule(s.seed, s.dropout_p), Schedule(s)};
@@ -338,7 +351,7 @@ void forward(const AttentionForward& p, cudaStream_t stream) {
                          map(p.k, s.keys, s.kv_heads, kKeys), map(p.v, s.keys, s.kv_heads, kKeys),
                          map(p.o, s.queries, s.heads, kRows)};
   constexpr int kShared = sizeof(ForwardShared<T, kDim>);
-  const auto kernel = attention_hopper_forward_kernel<T, kDim, kSpecial>;
+  const auto kernel = attention_hopper_forward_kernel<T, kDim, kDropout>;
   allow_shared(kernel, kShared, "attention_hopper_forward");
   const unsigned blocks = unsigned(least(call.schedule.count, multiprocessors()));
   kernel<<<blocks, kHopperThreads, kShared, stream>>>(call, maps);
@@ -352,7 +365,7 @@ void launch_hopper(const AttentionForward& p, cudaStream_t stream) {
   for_hopper_shape(s, [&](auto element, auto width) {
     using T = decltype(element);
     constexpr int kDim = decltype(width)::value;
-    if (!is_special(s)) return forward<T, kDim, false>(p, stream);
+    if (!has_dropout(s)) return forward<T, kDim, false>(p, stream);
     if constexpr (kDim == 64) return forward<T, kDim, true>(p, stream);
   });
 }

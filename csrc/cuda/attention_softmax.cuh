@@ -46,37 +46,48 @@ template <int kDim> __device__ void rescale(Fragment<kDim>& out, const float (&f
     for (int i = 0; i < 4; ++i) out[n][i] *= factors[i / 2];
 }
 
-// Softcap, and -inf where a query does not see a key; whether every query sees every key. `row` is
-// the thread's first query.
-template <int kN, class T>
-__device__ bool shape_and_mask(Fragment<kN>& scores, const Scale<T>& scale, const Sequence& seq,
-                               int tile_query, int row, int key) {
-  const int lane = threadIdx.x % 32;
-  const bool unmasked = seq.all_seen(tile_query, tile_query + kRows, key, key + kN);
-  if (unmasked && !scale.shaped) return true;
+// -inf where a query does not see a key; whether every query sees every key. `row` is the thread's
+// first query. Queries past the last are not masked.
+template <int kN>
+__device__ bool mask(Fragment<kN>& scores, const Sequence& seq, int tile_query, int row, int key) {
+  if (seq.all_seen(tile_query, tile_query + kRows, key, key + kN)) return true;
+  const int first_column = key + threadIdx.x % 4 * 2;
 #pragma unroll
-  for (int n = 0; n < kN / 8; ++n)
+  for (int h = 0; h < 2; ++h) {
+    const int lowest = seq.lowest(row + h * 8) - first_column;
+    const int highest = seq.highest(row + h * 8) - first_column;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (scale.shaped) scores[n][i] = scale.shape(scores[n][i]);
-      const bool seen = unmasked || seq.sees(row + i / 2 * 8, key + n * 8 + lane % 4 * 2 + i % 2);
-      if (!seen) scores[n][i] = -INFINITY;
-    }
-  return unmasked;
+    for (int n = 0; n < kN / 8; ++n)
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        if (n * 8 + i < lowest || n * 8 + i > highest) scores[n][2 * h + i] = -INFINITY;
+  }
+  return false;
+}
+
+// Random words for the thread's elements in eight columns of keys: `row` is the mask's row of its
+// first query, `key` the first column. A draw is for four keys, which two neighbouring lanes hold:
+// the even one draws for the first row, the odd one for the second, and they exchange halves.
+__device__ inline Random4 draw(const DropoutRule& rule, int64_t row, int key) {
+  const bool odd = threadIdx.x % 2;
+  const uint32_t four = uint32_t(key) / 4 + threadIdx.x % 4 / 2;
+  const Random4 mine = philox(uint64_t(*rule.seed), four, uint64_t(row + odd * 8));
+  const auto& word = mine.word;
+  const uint32_t theirs[2] = {__shfl_xor_sync(~0u, odd ? word[0] : word[2], 1),
+                              __shfl_xor_sync(~0u, odd ? word[1] : word[3], 1)};
+  if (odd) return {{theirs[0], theirs[1], word[2], word[3]}};
+  return {{word[0], word[1], theirs[0], theirs[1]}};
 }
 
 template <int kN>
 __device__ void drop(Fragment<kN>& probabilities, const DropoutRule& rule, int64_t row, int key) {
   if (!rule.seed) return;
-  const int lane = threadIdx.x % 32;
 #pragma unroll
-  for (int n = 0; n < kN / 8; ++n)
+  for (int n = 0; n < kN / 8; ++n) {
+    const Random4 random = draw(rule, row, key + n * 8);
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const float2 f = dropout_factors(rule, uint64_t(row + h * 8), key + n * 8 + lane % 4 * 2);
-      probabilities[n][2 * h] *= f.x;
-      probabilities[n][2 * h + 1] *= f.y;
-    }
+    for (int i = 0; i < 4; ++i) probabilities[n][i] *= rule.factor(random.word[i]);
+  }
 }
 
 }  // namespace fastlm::cuda

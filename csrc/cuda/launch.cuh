@@ -25,7 +25,7 @@ inline void check(cudaError_t error, const char* what) {
         "; fastlm._cuda holds kernels for compute capability 8.0 and later: rebuild it with "
         "FASTLM_CUDA_ARCHS, or use fastlm.use(\"triton\")";
   if (error == cudaErrorInsufficientDriver)
-    text += "; update the NVIDIA driver, or build with an older CUDA toolkit";
+    text += "; there is no NVIDIA driver here, or it is older than the toolkit of this build";
   throw std::runtime_error(text);
 }
 

@@ -38,7 +38,8 @@ struct DropoutRule {
         threshold(p < 1 ? uint32_t(p * 4294967296.0) : 0xffffffffu),
         scale(p < 1 ? float(1.0 / (1.0 - p)) : 0.0f) {}
 
-  __device__ float factor(uint32_t random) const { return random >= threshold ? scale : 0.0f; }
+  __device__ bool keeps(uint32_t random) const { return random >= threshold; }
+  __device__ float factor(uint32_t random) const { return keeps(random) ? scale : 0.0f; }
 
   // v[i] *= scale or 0, for the columns from `column` on, a multiple of 4.
   template <int kCount>

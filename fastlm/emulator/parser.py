@@ -167,13 +167,13 @@ def _parse_statement(text, position):
         file, line, *outer = (int(n) for n in match.groups() if n)
         return Location(file, line, (outer[0], outer[1]) if outer else None), match.end()
     match = _LABEL.match(text.text, position)
-    table = _TABLE.match(text.text, match.end()) if match else None
+    table = match and _TABLE.match(text.text, match.end())
     if match and not table:
         return Label(match.group(1)), match.end()
     end = text.text.find(";", position)
     if end < 0:
         raise _truncated(text, position)
-    if table:
+    if match and table:
         entries = split_operands(text.text[table.end() : end])
         return Table(match.group(1), table.group(1), entries), end + 1
     line = text.line(position)

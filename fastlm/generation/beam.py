@@ -103,6 +103,8 @@ class BeamSearch:
         while True:
             if self.config.do_sample:
                 index = self.rules.drawer.draw(total, self.candidates)
+                best_first = total.gather(1, index).argsort(1, descending=True)
+                index = index.gather(1, best_first)
             else:
                 index = total.topk(self.candidates).indices
             beam, token = index // vocab, index % vocab

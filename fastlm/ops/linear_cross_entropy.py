@@ -1,176 +1,68 @@
 """Cross-entropy of a linear layer's output that never holds all of the logits.
 
-On the CPU a tile of classes for all rows at a time (as Wijmans et al. 2024, "Cut Your Losses in
-Large-Vocabulary Language Models"): forward keeps each row's log-sum-exp, backward makes the tile's
-logits again, turns them into their gradient in the cache, and adds up input's gradient over the
-tiles. Every product accumulates in float32. On a GPU some rows at a time, over all classes.
+Where the loss is reduced and the weight gets a gradient, forward computes all gradients while it
+has the logits, which saves one of four products; otherwise backward makes the logits again. How,
+for a tile of classes on the CPU and for some rows on a GPU, is in linear_cross_entropy_tiles.py and
+linear_cross_entropy_rows.py.
 """
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .. import memory, reference
-from ..backend import choose, where
+from .. import reference
+from ..backend import choose
+from . import linear_cross_entropy_rows as by_rows
+from . import linear_cross_entropy_tiles as tiles
 from .cross_entropy import as_reduction, check_target, checked_weight, denominator_of
 from .define import define, statistics_like
 
-# ---- implementation, on the CPU: tiles of classes ----
+# ---- implementation ----
 
 
-def _tiles(x, linear_weight, linear_bias):
-    """(first class, the tile's part of linear_weight, logits), the logits in one buffer.
-
-    256 to 1024 classes make products that run at full speed, of 2 to 3 % of the logits.
-    """
-    classes = linear_weight.shape[0]
-    width = max(256, min(1024, classes // 32))
-    buffer = memory.empty((x.shape[0] * min(width, classes),), x.dtype, x.device)
-    for first in range(0, classes, width):
-        part = linear_weight[first : first + width]
-        logits = buffer[: x.shape[0] * part.shape[0]].view(x.shape[0], part.shape[0])
-        if linear_bias is None:
-            torch.mm(x, part.t(), out=logits)
-        else:
-            torch.addmm(linear_bias[first : first + width], x, part.t(), out=logits)
-        yield first, part, logits
-
-
-def _part(weight: Tensor | None, first: int, logits: Tensor) -> Tensor | None:
-    return None if weight is None else weight[first : first + logits.shape[1]]
-
-
-def _forward_by_tiles(kernels, x, linear_weight, linear_bias, target, weight, options):
-    ignore_index, label_smoothing, lse_square_scale, softcap = options
-    base = statistics_like(x, target.shape).fill_(-torch.inf)
-    total, target_logit = torch.zeros_like(base), torch.zeros_like(base)
-    weighted = target.new_zeros(target.shape, dtype=torch.float64) if label_smoothing else None
-    for first, _, logits in _tiles(x, linear_weight, linear_bias):
-        kernels.cross_entropy_tile_forward(
-            base, total, target_logit, weighted, logits, target, _part(weight, first, logits),
-            first, softcap, where(x),
-        )  # fmt: skip
-    lse = base.double() + total.double().log()
-    ignored = target == ignore_index
-    hard, weights_sum = _hard_weights(target, ignored, weight, linear_weight.shape[0])
-    loss = (1 - label_smoothing) * hard * (lse - target_logit) + lse_square_scale * lse.square()
-    if weighted is not None:
-        loss += label_smoothing / linear_weight.shape[0] * (weights_sum * lse - weighted)
-    return loss.masked_fill_(ignored, 0).to(base.dtype), lse
-
-
-def _hard_weights(target, ignored, weight, classes):
-    """Of each row the weight of its target, and the sum of all weights."""
-    if weight is None:
-        return 1.0, float(classes)
-    return weight[target.masked_fill(ignored, 0)], weight.sum(dtype=torch.float64)
-
-
-def _backward_by_tiles(
-    kernels, dloss, x, linear_weight, linear_bias, target, weight, lse, options, grads
-):
-    ignore_index, label_smoothing, lse_square_scale, softcap = options
-    ignored = target == ignore_index
-    hard, weights_sum = _hard_weights(target, ignored, weight, linear_weight.shape[0])
-    dloss = dloss.masked_fill(ignored, 0)
-    hard = (1 - label_smoothing) * hard * dloss
-    smooth = label_smoothing / linear_weight.shape[0] * dloss
-    softmax = hard + smooth * weights_sum + 2 * lse_square_scale * lse * dloss
-    rows = tuple(t.to(dloss.dtype) for t in (softmax, smooth, hard))
-    dx, dlinear_weight, dlinear_bias = grads
-    dx_sum = None if dx is None else dx if dx.dtype == dloss.dtype else torch.empty_like(x.float())
-    for first, part, logits in _tiles(x, linear_weight, linear_bias):
-        kernels.cross_entropy_tile_backward(
-            logits, target, _part(weight, first, logits), lse, *rows, first, softcap, where(x)
-        )
-        if dx_sum is not None:
-            _add_product(dx_sum, logits, part, fresh=first == 0)
-        if dlinear_weight is not None:
-            torch.mm(logits.t(), x, out=dlinear_weight[first : first + part.shape[0]])
-        if dlinear_bias is not None:
-            dlinear_bias[first : first + part.shape[0]] = logits.sum(0, dtype=dloss.dtype)
-    if dx is not None and dx_sum is not dx:
-        dx.copy_(dx_sum)
-
-
-def _add_product(total: Tensor, a: Tensor, b: Tensor, *, fresh: bool) -> None:
-    """total (float32 or float64) += a @ b, or = where it is fresh; some rows at a time where the
-    product must be rounded to a's dtype first.
-    """
-    if a.dtype == total.dtype:
-        torch.addmm(total, a, b, beta=0 if fresh else 1, out=total)
-        return
-    if fresh:
-        total.zero_()
-    for rows, products in zip(total.split(256), a.split(256), strict=True):
-        rows.add_(products @ b)
-
-
-# ---- implementation, on a GPU: chunks of rows ----
-
-_ROWS = 512  # a chunk's logits of GPT-2, 51 MB in bfloat16, stay in the L2 cache of a large GPU
-
-
-def _chunks(x, linear_weight, linear_bias):
-    """(rows, logits)."""
-    for first in range(0, x.shape[0], _ROWS):
-        rows = slice(first, first + _ROWS)
-        yield rows, torch.nn.functional.linear(x[rows], linear_weight, linear_bias)
-
-
-def _forward_by_rows(kernels, x, linear_weight, linear_bias, target, weight, options):
-    loss = statistics_like(x, target.shape)
-    lse = target.new_empty(target.shape, dtype=torch.float64)
-    for rows, logits in _chunks(x, linear_weight, linear_bias):
-        kernels.cross_entropy_forward(
-            loss[rows], lse[rows], None, logits, target[rows], weight, *options, 0.0, where(x)
-        )
-    return loss, lse
-
-
-def _backward_by_rows(
-    kernels, dloss, x, linear_weight, linear_bias, target, weight, lse, options, grads
-):
-    dx, dlinear_weight, dlinear_bias = grads
-    sums = [None if t is None else t.new_zeros(t.shape, dtype=dloss.dtype) for t in grads[1:]]
-    for rows, logits in _chunks(x, linear_weight, linear_bias):
-        kernels.cross_entropy_backward(
-            logits, dloss[rows], logits, target[rows], weight, lse[rows], *options, where(x)
-        )
-        if dx is not None:
-            torch.mm(logits, linear_weight, out=dx[rows])
-        if dlinear_weight is not None:
-            sums[0] += logits.t() @ x[rows]
-        if dlinear_bias is not None:
-            sums[1] += logits.sum(0, dtype=dloss.dtype)
-    for grad, total in zip(grads[1:], sums, strict=True):
-        if grad is not None:
-            grad.copy_(total)
+def _of(kernels):
+    """By tiles of classes where there is a product for them, by rows elsewhere."""
+    return tiles if hasattr(kernels, "product") else by_rows
 
 
 def _forward(kernels, x, linear_weight, linear_bias, target, weight, *options):
-    tiled = hasattr(kernels, "cross_entropy_tile_forward")
-    if tiled:
-        check_target("linear_cross_entropy", target, linear_weight.shape[0], options[0])
-    run = _forward_by_tiles if tiled else _forward_by_rows
-    return run(kernels, x, linear_weight, linear_bias, target, weight, options)
+    _check_target_of(kernels, target, linear_weight, options)
+    return _of(kernels).forward(kernels, x, linear_weight, linear_bias, target, weight, options)
 
 
 def _backward(
     kernels, dloss, x, linear_weight, linear_bias, target, weight, lse,
     input_grad, linear_weight_grad, linear_bias_grad, *options,
 ):  # fmt: skip
-    wanted = (x, input_grad), (linear_weight, linear_weight_grad), (linear_bias, linear_bias_grad)
-    grads = [memory.empty_like(t) if wants else None for t, wants in wanted]
-    tiled = hasattr(kernels, "cross_entropy_tile_backward")
-    run = _backward_by_tiles if tiled else _backward_by_rows
-    run(kernels, dloss, x, linear_weight, linear_bias, target, weight, lse, options, grads)
+    wanted = input_grad, linear_weight_grad, linear_bias_grad
+    grads = _of(kernels).backward(
+        kernels, dloss, x, linear_weight, linear_bias, target, weight, lse, options, wanted
+    )
     return tuple(x.new_empty(0) if grad is None else grad for grad in grads)
+
+
+def _gradients(
+    kernels, dloss, x, linear_weight, linear_bias, target, weight,
+    input_grad, linear_weight_grad, linear_bias_grad, *options,
+):  # fmt: skip
+    _check_target_of(kernels, target, linear_weight, options)
+    wanted = input_grad, linear_weight_grad, linear_bias_grad
+    loss, lse, *grads = _of(kernels).gradients(
+        kernels, dloss, x, linear_weight, linear_bias, target, weight, options, wanted
+    )
+    return loss, lse, *(x.new_empty(0) if grad is None else grad for grad in grads)
+
+
+def _check_target_of(kernels, target, linear_weight, options) -> None:
+    """The kernels by rows check for themselves, or on a GPU cannot."""
+    if _of(kernels) is tiles:
+        check_target("linear_cross_entropy", target, linear_weight.shape[0], options[0])
 
 
 # ---- schema and fake ----
 
 _LINEAR = "Tensor x, Tensor linear_weight, Tensor? linear_bias, Tensor target, Tensor? weight"
+_WANTED = "bool input_grad, bool linear_weight_grad, bool linear_bias_grad"
 _OPTIONS = "int ignore_index, float label_smoothing, float lse_square_scale, float softcap"
 
 linear_cross_entropy_forward = define(
@@ -182,11 +74,19 @@ linear_cross_entropy_forward = define(
 )
 linear_cross_entropy_backward = define(
     "linear_cross_entropy_backward",
-    f"(Tensor dloss, {_LINEAR}, Tensor lse, bool input_grad, bool linear_weight_grad,"
-    f" bool linear_bias_grad, {_OPTIONS}, str backend) -> (Tensor, Tensor, Tensor)",
+    f"(Tensor dloss, {_LINEAR}, Tensor lse, {_WANTED}, {_OPTIONS}, str backend)"
+    " -> (Tensor, Tensor, Tensor)",
     op="linear_cross_entropy",
     reference=reference.linear_cross_entropy_backward,
     native=_backward,
+)
+linear_cross_entropy_gradients = define(
+    "linear_cross_entropy_gradients",
+    f"(Tensor dloss, {_LINEAR}, {_WANTED}, {_OPTIONS}, str backend)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    op="linear_cross_entropy",
+    reference=reference.linear_cross_entropy_gradients,
+    native=_gradients,
 )
 
 # ---- autograd ----
@@ -212,6 +112,44 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
         found = (g if wants else None for g, wants in zip(grads, wanted, strict=True))
         return *found, None, None, None, None
+
+
+class _ReducedLinearCrossEntropy(torch.autograd.Function):
+    """sum(losses) / denominator, and its gradients while the logits are there.
+
+    The first backward hands them over, scaled where the loss was; a second one (retain_graph)
+    computes them again.
+    """
+
+    @staticmethod
+    def forward(ctx, x, linear_weight, linear_bias, target, weight, denominator, options, backend):
+        inputs = x, linear_weight, linear_bias, target, weight
+        dloss = statistics_like(x, target.shape).fill_(1)
+        if denominator is not None:
+            dloss /= denominator
+        ctx.save_for_backward(*inputs, dloss)
+        ctx.options, ctx.backend = options, backend
+        loss, _, *ctx.grads = linear_cross_entropy_gradients(
+            dloss, *inputs, *ctx.needs_input_grad[:3], *options, backend
+        )
+        return loss.sum() if denominator is None else loss.sum() / denominator
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream):
+        *inputs, dloss = ctx.saved_tensors  # raises, as torch does, when the graph is freed
+        wanted = ctx.needs_input_grad[:3]
+        grads, ctx.grads = ctx.grads, None
+        if grads is None:
+            _, _, *grads = linear_cross_entropy_gradients(
+                dloss, *inputs, *wanted, *ctx.options, ctx.backend
+            )
+        # Looking at the value would make a GPU wait.
+        if upstream.device.type != "cpu" or upstream.item() != 1:
+            for grad in grads:
+                grad.mul_(upstream)
+        found = (g if wants else None for g, wants in zip(grads, wanted, strict=True))
+        return *found, None, None, None, None, None
 
 
 # ---- public ----
@@ -260,11 +198,21 @@ def linear_cross_entropy(
     options = (ignore_index, label_smoothing, lse_square_scale, softcap or 0.0)
     bias = None if linear_bias is None else linear_bias.contiguous()
     inputs = x, linear_weight.contiguous(), bias, rows, weight
-    losses = _LinearCrossEntropy.apply(*inputs, options, backend)
     if reduction == "none":
-        return losses.view(target.shape)
+        return _LinearCrossEntropy.apply(*inputs, options, backend).view(target.shape)
     denominator = denominator_of(rows, weight, ignore_index, reduction)
+    if _gradients_now(linear_weight):
+        return _ReducedLinearCrossEntropy.apply(*inputs, denominator, options, backend)
+    losses = _LinearCrossEntropy.apply(*inputs, options, backend)
     return losses.sum() if denominator is None else losses.sum() / denominator
+
+
+def _gradients_now(linear_weight: Tensor) -> bool:
+    """Whether forward computes the gradients. In the memory of the weight's the logits wait, so
+    without it nothing is saved. A compiler decides for itself what forward keeps.
+    """
+    wanted = linear_weight.requires_grad and torch.is_grad_enabled()
+    return wanted and not torch.compiler.is_compiling()
 
 
 def _autocasts(input: Tensor) -> bool:

@@ -12,6 +12,7 @@ from .cross_entropy import (
     cross_entropy_forward,
     linear_cross_entropy_backward,
     linear_cross_entropy_forward,
+    linear_cross_entropy_gradients,
 )
 from .elementwise import dropout, gelu_backward, gelu_forward
 from .linear import linear
@@ -42,6 +43,7 @@ __all__ = [
     "linear",
     "linear_cross_entropy_backward",
     "linear_cross_entropy_forward",
+    "linear_cross_entropy_gradients",
     "rms_norm_backward",
     "rms_norm_forward",
 ]

@@ -84,3 +84,16 @@ def linear_cross_entropy_backward(
         (dlogits.t() @ wide(x)).to(x.dtype) if linear_weight_grad else nothing,
         dlogits.sum(0).to(x.dtype) if linear_bias_grad else nothing,
     )
+
+
+def linear_cross_entropy_gradients(
+    dloss, x, linear_weight, linear_bias, target, weight,
+    input_grad, linear_weight_grad, linear_bias_grad, *options,
+):  # fmt: skip
+    """(loss, lse, dx, dlinear_weight, dlinear_bias) of sum(dloss * loss); gradients are empty where
+    they are not wanted.
+    """
+    inputs = x, linear_weight, linear_bias, target, weight
+    loss, lse = linear_cross_entropy_forward(*inputs, *options)
+    wanted = input_grad, linear_weight_grad, linear_bias_grad
+    return loss, lse, *linear_cross_entropy_backward(dloss, *inputs, lse, *wanted, *options)

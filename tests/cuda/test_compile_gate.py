@@ -13,6 +13,13 @@ from . import resources
 pytestmark = pytest.mark.skipif(resources.toolkit() is None, reason="nvcc is not on the PATH")
 
 
+# What kernels for Hopper say they use: wgmma, TMA both ways, and the addition by the copy engine.
+HOPPER = {
+    "attention_hopper_forward": ("HGMMA", "UTMALDG", "UTMASTG"),
+    "attention_hopper_backward": ("HGMMA", "UTMALDG", "UTMASTG", "UBLKRED", "UBLKCP"),
+}
+
+
 @pytest.fixture(scope="module", params=resources.ARCHS)
 def compiled(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cubins")
@@ -35,6 +42,8 @@ def test_resources(compiled):
         text = subprocess.run([disassembler, "-c", cubin], capture_output=True, text=True).stdout
         assert "EXIT" in text
         assert not [line for line in text.splitlines() if " LDL" in line or " STL" in line]
+        for instruction in HOPPER.get(cubin.stem.rpartition("-")[0], ()):
+            assert f" {instruction}" in text, f"{cubin.stem} has no {instruction}"
 
 
 def _nvdisasm():

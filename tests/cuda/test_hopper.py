@@ -48,7 +48,6 @@ CASES = (
     case("wide", (1, 200, 600, 1, 1, 128), "two panels; the ring of two comes round", causal=True),
     case("between", (1, 150, 150, 2, 2, 96), "the second panel is not full"),
     case("dropout", (1, 150, 200, 2, 1, 64), "its mask", causal=True, dropout_p=0.1),
-    case("softcap", (1, 150, 200, 1, 1, 64), "its derivative", softcap=1.5, softmax_scale=0.7),
     case("sharp", (1, 150, 300, 1, 1, 64), "maxima rise far and output is rescaled", scale=9.0),
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""A Gluon kernel with two roles, for the tests of the launcher: one warp loads, the others store."""
+"""A Gluon kernel with two roles for the launcher's tests: one warp loads, the others store."""
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl

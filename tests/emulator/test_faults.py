@@ -36,7 +36,7 @@ def test_reading_accumulators_before_the_wait_gives_nan(cuda):
 
 
 def test_refilling_what_a_product_still_reads_is_a_race(cuda):
-    with pytest.raises(emulator.KernelError, match="data race on .* read by wgmma of threads 0"):
+    with pytest.raises(emulator.KernelError, match=r"data race on .* read by wgmma of threads 0"):
         run_gemm(cuda, "hopper_early_refill", late_wgmma=True, late_copies=False, races=True)
     run_gemm(cuda, late_wgmma=True, races=True)
 

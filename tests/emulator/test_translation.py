@@ -84,7 +84,7 @@ def test_a_branch_by_index_takes_the_label_of_that_number(index, expected):
 def test_a_branch_by_index_past_the_table():
     with pytest.raises(emulator.KernelError, match="the index is not below 3"):
         run(BRANCHES, torch.tensor([3], dtype=torch.int32))
-    with pytest.raises(emulator.TranslationError, match="NOWHERE is no .branchtargets"):
+    with pytest.raises(emulator.TranslationError, match=r"NOWHERE is no \.branchtargets"):
         run(BRANCHES.replace("%r1, JUMPS", "%r1, NOWHERE"), None)
 
 

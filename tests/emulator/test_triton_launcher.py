@@ -98,7 +98,7 @@ def test_gluon_with_host_descriptors_and_specialised_warps(options):
 def test_a_warp_that_does_not_wait_for_a_box_is_found():
     x = torch.randn(64, 64).bfloat16()
     launcher = emulator.triton_launcher(gluon_kernel(), races=True)
-    with pytest.raises(emulator.KernelError, match="asynchronous copy|data race"):
+    with pytest.raises(emulator.KernelError, match=r"asynchronous copy|data race"):
         launcher[(1,)](described(x, 16), described(x.clone(), 16), 4, False, num_warps=4)
 
 

@@ -1,0 +1,49 @@
+// The register tile of a matrix product, which attention and product.cpp share.
+#pragma once
+
+#include "simd.h"
+
+namespace fastlm::cpu::FASTLM_ISA {
+
+constexpr int64_t kTileVectors = 2;
+
+// What a product multiplies: A is what it adds up in, Unit what one lane of a vector holds.
+template <class T> struct Elements {
+  using A = T;
+  using Unit = T;
+  static FASTLM_INLINE Vec<A> add(Vec<A> sum, Unit element, Vec<Unit> row) {
+    return sum + all(element) * row;
+  }
+};
+
+// c (kRows, kTileVectors vectors) = or += a (kRows, depth) b (depth, kTileVectors vectors), in
+// Units.
+template <class Kind, int kRows, bool kAdd>
+FASTLM_INLINE void product_tile(int64_t depth, const typename Kind::Unit* a, int64_t a_row,
+                                int64_t a_col, const typename Kind::Unit* b, int64_t ldb,
+                                typename Kind::A* c, int64_t ldc) {
+  using A = typename Kind::A;
+  using Row = Vec<typename Kind::Unit>;
+  // From zero even when adding: a sum of short sums rounds less than one long one.
+  Vec<A> sums[kRows][kTileVectors] = {};
+  for (int64_t k = 0; k < depth; ++k) {
+    Row row[kTileVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kTileVectors; ++v)
+      memcpy(&row[v], b + k * ldb + v * kLanes<A>, sizeof(Row));
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
+      for (int v = 0; v < kTileVectors; ++v)
+        sums[r][v] = Kind::add(sums[r][v], a[r * a_row + k * a_col], row[v]);
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < kTileVectors; ++v) {
+      A* out = c + r * ldc + v * kLanes<A>;
+      store(out, kAdd ? load(out) + sums[r][v] : sums[r][v]);
+    }
+}
+
+}  // namespace fastlm::cpu::FASTLM_ISA

@@ -1,0 +1,188 @@
+"""linear_cross_entropy on the CPU: a tile of classes for all rows at a time.
+
+As Wijmans et al. 2024, "Cut Your Losses in Large-Vocabulary Language Models": one sweep over the
+tiles keeps each row's log-sum-exp, a second one turns a tile's logits into their gradient in the
+cache and multiplies it with both operands. Where the weight gets a gradient, the first sweep leaves
+its logits in the memory of that gradient, which has room for as many rows as there are features
+(a third more in float32, csrc/cpu/cross_entropy_tile.cpp); those of further rows are made again.
+Every product accumulates in float32. In bfloat16 the buffers of a tile lie in the memory of input's
+gradient, which is written last.
+"""
+
+import torch
+from torch import Tensor
+
+from .. import memory
+from ..backend import where
+from .define import statistics_like
+
+
+def forward(kernels, x, linear_weight, linear_bias, target, weight, options):
+    """(loss, lse), nothing kept."""
+    return _Tiles(kernels, x, linear_weight, linear_bias, target, weight, options).losses()
+
+
+def backward(kernels, dloss, x, linear_weight, linear_bias, target, weight, lse, options, wanted):
+    """(dx, dlinear_weight, dlinear_bias), None where not wanted; makes all logits again."""
+    outputs = _empty(wanted, x, linear_weight, linear_bias)
+    tiles = _Tiles(
+        kernels, x, linear_weight, linear_bias, target, weight, options, spare=outputs[0]
+    )
+    return tiles.gradients(dloss, lse, *outputs)
+
+
+def gradients(kernels, dloss, x, linear_weight, linear_bias, target, weight, options, wanted):
+    """(loss, lse, dx, dlinear_weight, dlinear_bias) of sum(dloss * loss), None where not wanted."""
+    outputs = _empty(wanted, x, linear_weight, linear_bias)
+    tiles = _Tiles(
+        kernels, x, linear_weight, linear_bias, target, weight, options, outputs[1], outputs[0]
+    )
+    loss, lse = tiles.losses()
+    return loss, lse, *tiles.gradients(dloss, lse, *outputs)
+
+
+def _empty(wanted, x, *parameters):
+    """The gradients. Input's is small: the pool's whole huge pages would be a third more."""
+    dx = torch.empty_like(x) if wanted[0] else None
+    grads = zip(wanted[1:], parameters, strict=True)
+    return [dx, *(memory.empty_like(p) if w else None for w, p in grads)]
+
+
+class _Tiles:
+    """One call: its operands, and the buffers that its tiles share.
+
+    `logits` holds those of a tile in the accumulation type. The first `kept` rows leave theirs in
+    `room`, the memory of the weight's gradient, from the first sweep to the second; `spare` is that
+    of input's.
+    """
+
+    def __init__(
+        self, kernels, x, linear_weight, linear_bias, target, weight, options, room=None, spare=None
+    ):
+        self.kernels, self.x, self.target, self.weight = kernels, x, target, weight
+        self.linear_weight, self.linear_bias = linear_weight, linear_bias
+        self.ignore_index, self.label_smoothing, self.lse_square_scale, self.softcap = options
+        self.room = room
+        rows, features = x.shape
+        classes = linear_weight.shape[0]
+        self.width = min(_width(classes, x.dtype), max(classes, 1))
+        self.sums_dtype = statistics_like(x, ()).dtype
+        self.narrow = x.dtype != self.sums_dtype
+        self.kept = 0 if room is None else min(rows, _rows_in(features, x.dtype))
+        tiles = -(-classes // self.width) if x.dtype == torch.float32 else 0
+        self.factors = memory.empty((tiles, self.kept), torch.float32, x.device)
+        size = self.width * (max(rows, features) if self.narrow else rows)
+        if not self.narrow:
+            self.logits = self.dlogits = memory.empty((size,), x.dtype, x.device)
+            return
+        if spare is None or spare.numel() < 2 * size + rows * self.width:
+            spare = memory.empty((2 * size + rows * self.width,), x.dtype, x.device)
+        self.logits = spare.view(-1)[: 2 * size].view(self.sums_dtype)
+        self.dlogits = spare.view(-1)[2 * size :]
+
+    def losses(self) -> tuple[Tensor, Tensor]:
+        """The first sweep: (loss, lse)."""
+        base = statistics_like(self.x, self.target.shape).fill_(-torch.inf)
+        total, target_logit = torch.zeros_like(base), torch.zeros_like(base)
+        weighted = torch.zeros_like(base, dtype=torch.float64) if self.label_smoothing else None
+        for first, part in self._parts():
+            logits = self._make(0, first, part)
+            self.kernels.cross_entropy_tile_forward(
+                base, total, target_logit, weighted, *self._kept(first, part), logits, self.target,
+                self._weight_of(first, part), first, self.softcap, where(self.x),
+            )  # fmt: skip
+        lse = base.double() + total.double().log()
+        hard, weights_sum = self._hard_weights()
+        loss = (1 - self.label_smoothing) * hard * (lse - target_logit)
+        loss += self.lse_square_scale * lse.square()
+        if weighted is not None:
+            classes = self.linear_weight.shape[0]
+            loss += self.label_smoothing / classes * (weights_sum * lse - weighted)
+        return loss.masked_fill_(self.target == self.ignore_index, 0).to(base.dtype), lse
+
+    def gradients(self, dloss, lse, dx, dlinear_weight, dlinear_bias):
+        """The second sweep: fills and returns (dx, dlinear_weight, dlinear_bias)."""
+        scales = self._scales(dloss, lse)
+        dx_sums = torch.empty_like(self.x, dtype=self.sums_dtype) if self.narrow else dx
+        if dx is not None:
+            dx_sums.zero_()
+        for first, part in self._parts():
+            classes = slice(first, first + part.shape[0])
+            dlogits = _matrix(self.dlogits, self.x.shape[0], part.shape[0])
+            logits = self._make(self.kept, first, part)
+            self.kernels.cross_entropy_tile_backward(
+                dlogits, *self._kept(first, part), logits, self.target,
+                self._weight_of(first, part), lse, *scales, first, self.softcap, where(self.x),
+            )  # fmt: skip
+            if dx is not None:
+                self._product(dx_sums, dlogits, part, add=True)
+            if dlinear_weight is not None:  # over the logits that it kept
+                dweight = dlinear_weight[classes]
+                sums = _matrix(self.logits, *part.shape) if self.narrow else dweight
+                self._product(sums, dlogits.t(), self.x, add=False)
+                if self.narrow:
+                    dweight.copy_(sums)
+            if dlinear_bias is not None:
+                dlinear_bias[classes] = dlogits.sum(0, dtype=dloss.dtype)
+        if dx is not None and self.narrow:  # over the tile's buffers
+            dx.copy_(dx_sums)
+        return dx, dlinear_weight, dlinear_bias
+
+    def _parts(self):
+        """(first class, the tile's part of linear_weight)."""
+        for first in range(0, self.linear_weight.shape[0], self.width):
+            yield first, self.linear_weight[first : first + self.width]
+
+    def _make(self, start: int, first: int, part: Tensor) -> Tensor:
+        """The logits of a tile in the rows from `start` on."""
+        logits = _matrix(self.logits, self.x.shape[0], part.shape[0])[start:]
+        self._product(logits, self.x[start:], part.t(), add=False)
+        if self.linear_bias is not None:
+            logits += self.linear_bias[first : first + part.shape[0]]
+        return logits
+
+    def _kept(self, first: int, part: Tensor) -> tuple[Tensor, Tensor, int]:
+        """What the kernels know of the rows that are kept: room, factors, how many."""
+        if self.kept == 0:
+            return self.x.new_empty(0), self.factors, 0
+        factors = self.factors[first // self.width] if len(self.factors) else self.factors
+        return self.room[first : first + part.shape[0]], factors, self.kept
+
+    def _product(self, out: Tensor, a: Tensor, b: Tensor, *, add: bool) -> None:
+        self.kernels.product(out, a, b, add, where(self.x))
+
+    def _weight_of(self, first: int, part: Tensor) -> Tensor | None:
+        return None if self.weight is None else self.weight[first : first + part.shape[0]]
+
+    def _hard_weights(self):
+        """Of each row the weight of its target, and the sum of all weights."""
+        if self.weight is None:
+            return 1.0, float(self.linear_weight.shape[0])
+        safe = self.target.masked_fill(self.target == self.ignore_index, 0)
+        return self.weight[safe], self.weight.sum(dtype=torch.float64)
+
+    def _scales(self, dloss: Tensor, lse: Tensor) -> tuple[Tensor, ...]:
+        """What each row's softmax, its smoothing and its target are multiplied by."""
+        dloss = dloss.masked_fill(self.target == self.ignore_index, 0)
+        hard, weights_sum = self._hard_weights()
+        hard = (1 - self.label_smoothing) * hard * dloss
+        smooth = self.label_smoothing / self.linear_weight.shape[0] * dloss
+        softmax = hard + smooth * weights_sum + 2 * self.lse_square_scale * lse * dloss
+        return tuple(t.to(dloss.dtype) for t in (softmax, smooth, hard))
+
+
+def _width(classes: int, dtype: torch.dtype) -> int:
+    """Classes of a tile. Products run at full speed from about 200 on; its logits stay, in float32,
+    at 1 % of all of them in `dtype`.
+    """
+    width = min(384, classes // (256 if dtype == torch.bfloat16 else 128))
+    return max(96, width // 48 * 48)  # whole register tiles of every instruction set
+
+
+def _rows_in(features: int, dtype: torch.dtype) -> int:
+    """Of how many rows the weight's gradient has room for the logits, of three bytes in float32."""
+    return features * 4 // 3 if dtype == torch.float32 else features
+
+
+def _matrix(memory_of: Tensor, rows: int, cols: int) -> Tensor:
+    return memory_of[: rows * cols].view(rows, cols)

@@ -77,9 +77,10 @@ template <> struct Kind<bf16> {
 
 template <class T> using unit_t = typename Kind<T>::Unit;
 template <class T> constexpr int64_t kTileCols = kTileVectors * kLanes<acc_t<T>>;
-// Units of b that are packed at a time: for float32 384 deep at 768 columns. In proportion to the
+// Units of b that are packed at a time: for float32 320 deep at 768 columns. In proportion to the
 // size of an element, as what is held beside a result is measured by the result.
-template <class T> constexpr int64_t kPanelUnits = 73728 * int64_t(sizeof(T));
+template <class T> constexpr int64_t kPanelUnits = 61440 * int64_t(sizeof(T));
+constexpr int64_t kMostUnits = 1024;  // of the depth that are packed at a time
 
 // One operand seen from its panels: `lanes` are a's rows or b's columns.
 template <class T> struct Source {
@@ -190,7 +191,7 @@ void block(const Product& p, const Source<T>& a, int64_t first, int64_t last, in
   const int64_t units = ceil_div(to - from, Kind<T>::kElements);
   const int64_t a_row = ceil_div(units, kLanes<U>) * kLanes<U>;
   const int64_t stride = kHeight * a_row + kLanes<U>;  // from panel to panel
-  const Scratch<U> packed(kRows / kHeight * stride);
+  const Scratch<U> packed(kRows / kHeight * (kHeight * kMostUnits + kLanes<U>));
   struct {
     const U* data;
     int64_t row;
@@ -243,12 +244,13 @@ void slab(const Product& p, int64_t from, int64_t to, unit_t<T>* packed, int64_t
 }
 
 template <class T> void run(const Product& p, int64_t threads) {
-  constexpr int64_t kElements = Kind<T>::kElements, kLeast = 64, kMost = 1024;  // units deep
+  constexpr int64_t kElements = Kind<T>::kElements, kLeastUnits = 64;
   const int64_t cols = ceil_div(p.cols, kTileCols<T>) * kTileCols<T>;
   const int64_t depth = ceil_div(p.depth, kElements);
-  const int64_t allowed = most(kLeast, least(kPanelUnits<T> / cols, kMost));
+  const int64_t allowed = most(kLeastUnits, least(kPanelUnits<T> / cols, kMostUnits));
   const int64_t units = ceil_div(depth, most(1, ceil_div(depth, allowed)));  // of equal slabs
-  const Scratch<unit_t<T>> packed(cols * units);
+  // As much for every product, here and in block(): the pool keeps a block of each size.
+  const Scratch<unit_t<T>> packed(most(cols * units, kPanelUnits<T>));
   for (int64_t from = 0; from < p.depth || from == 0; from += units * kElements) {
     const int64_t to = least(from + units * kElements, p.depth);
     const bool row_major = p.a_col == 1, add = p.add || from > 0;

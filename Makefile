@@ -46,7 +46,7 @@ bench: install
 # lets the next ones run, and fails the whole. The limits add up to 8 minutes: what is stopped by one
 # is interrupted, so that it still writes what it has.
 # Files whose imports are not installed there (transformers) fail alone.
-GPU_TESTS = --continue-on-collection-errors -k "cuda or triton or gpu" tests --ignore=tests/cuda --ignore=tests/emulator --ignore=tests/triton_kernels
+GPU_TESTS = --continue-on-collection-errors -k "cuda or triton or gpu or hopper" tests --ignore=tests/cuda --ignore=tests/emulator --ignore=tests/triton_kernels
 ON_GPU = -k "on_gpu or on_a_gpu" tests/cuda/test_on_gpu.py tests/emulator/test_instructions.py
 SMALL = tests/test_layer_norm.py tests/test_cross_entropy.py tests/test_attention.py
 SANITIZED = -k "as_accurate and cuda and bfloat16 and (affine or long-rows or mean or causal or wide-heads)" $(SMALL)

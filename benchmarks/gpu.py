@@ -1,7 +1,7 @@
 """`python -m benchmarks.gpu --out out/gpu`: the rows of gpu_rows.py on a CUDA device.
 
-Every CUDA and Triton kernel beside torch, torch.compile, each SDPA backend by name and Liger where
-it is installed. Numbers are checked first, as on the CPU. A call is timed by CUDA events with the
+Every kernel for a GPU beside torch, torch.compile, each SDPA backend by name and Liger where it is
+installed. Numbers are checked first, as on the CPU. A call is timed by CUDA events with the
 L2 cache full of something else; providers are interleaved and ratios taken within a round. Copy
 bandwidth and GEMM rate are measured in the same run. Results are written after every row.
 
@@ -107,7 +107,7 @@ def providers(bench: Bench, dtype: torch.dtype) -> dict:
         found |= {f"SDPA {name}": _sdpa_on(name, theirs) for name in _SDPA}
     if _liger(bench.op):
         found["Liger"] = _liger(bench.op)
-    names = [k.name for k in KERNELS[bench.op] if k.name in ("cuda", "triton")]
+    names = [k.name for k in KERNELS[bench.op] if k.on == "cuda"]
     return found | {f"fastlm {name}": using(name, bench.ours) for name in names}
 
 

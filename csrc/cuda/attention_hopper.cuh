@@ -26,6 +26,14 @@ __device__ inline void release(Mbarrier* empty) {
   if (threadIdx.x % 32 == 0) arrive(empty);
 }
 
+// kCount rows of a head into a tile's panels; the barrier has been told of the bytes.
+template <class T, int kDim, int kCount>
+__device__ void load_panels(T* to, const CUtensorMap& map, Mbarrier* full, int row, int64_t head,
+                            int64_t batch) {
+  for (int panel = 0; panel < kDim / kPanel; ++panel)
+    load_panel(to + panel * kCount * kPanel, map, full, panel * kPanel, row, int(head), int(batch));
+}
+
 // 2^x, with results below 2^-126 as 0.
 __device__ inline float exp2_special(float x) {
   float power;

@@ -90,8 +90,7 @@ template <class T, int kDim, int kCount>
 __device__ void fetch(T* to, const CUtensorMap& map, Mbarrier* full, int row, int64_t head,
                       int64_t batch) {
   arrive_expecting(full, kCount * kDim * sizeof(T));
-  for (int panel = 0; panel < kDim / kPanel; ++panel)
-    load_panel(to + panel * kCount * kPanel, map, full, panel * kPanel, row, int(head), int(batch));
+  load_panels<T, kDim, kCount>(to, map, full, row, head, batch);
 }
 
 template <class T, int kDim>

@@ -37,6 +37,11 @@ def test_rows_fit(bench):
     assert bench.work(2) > 0
 
 
+def test_every_kernel_of_a_gpu_is_measured():
+    found = gpu.providers(SMALL[0], torch.bfloat16)
+    assert {"fastlm cuda", "fastlm gluon", "fastlm triton"} < found.keys()
+
+
 @pytest.mark.parametrize("bench", SMALL, ids=lambda b: b.op)
 def test_row(bench, untimed):
     row = gpu.run(bench, torch.float32, 3, None, "cpu")

@@ -1,5 +1,5 @@
-"""The backends "emulated:cuda", "emulated:cuda:90a" and "emulated:triton": kernels of a GPU on CPU
-tensors, run instruction by instruction by fastlm.emulator. cuda is a device of compute capability
+"""The backends "emulated:cuda", "emulated:cuda:90a", "emulated:triton" and "emulated:gluon": kernels
+of a GPU on CPU tensors, run instruction by instruction by fastlm.emulator. cuda is a device of compute capability
 8.0, cuda:90a one of 9.0, for which there are kernels of its own."""
 
 import functools

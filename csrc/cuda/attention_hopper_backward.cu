@@ -17,14 +17,16 @@
 // after it rounds dq. Reads q and dout once per block, k and v once; memory sees dq once per block
 // of keys and tile of queries, in L2.
 //
-// Before changing it: the order of turns and the tiles of a block must agree (last_block, Tiles),
-// or blocks wait for ever.
+// Before changing it: the order of turns and the tiles of a block must agree (Tiles), or blocks
+// wait for ever. consume() is one long function because ptxas spills where parts of it are their
+// own.
 #include "attention_hopper_exchange.cuh"
 
 namespace fastlm::cuda {
 namespace {
 
 constexpr int kKeys = 2 * kRows;
+
 struct BackwardMaps {
   CUtensorMap dout, q, k, v, dk, dv;
 };
@@ -132,7 +134,7 @@ __device__ void add_parts(const Call<T>& call, const Tiles<T, kDim>& tiles,
 // Barrier 1: both warpgroups.
 __device__ inline void sync_consumers() { sync_threads(1, kConsumers); }
 
-// d (64 x kN) = A B^T, of kDim columns each, in panels of kARows and kN rows.
+// d (64 x kN) = A B^T, of kDim columns each, in panels of kKeys and kN rows.
 template <class T, int kDim, int kN>
 __device__ void multiply_rows(Fragment<kN>& d, const T* a, const T* b) {
 #pragma unroll

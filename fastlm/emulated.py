@@ -1,6 +1,6 @@
-"""The backends "emulated:cuda", "emulated:cuda:90a", "emulated:triton" and "emulated:gluon": kernels
-of a GPU on CPU tensors, run instruction by instruction by fastlm.emulator. cuda is a device of compute capability
-8.0, cuda:90a one of 9.0, for which there are kernels of its own."""
+"""The backends "emulated:cuda", "emulated:cuda:90a", "emulated:triton" and "emulated:gluon":
+kernels of a GPU on CPU tensors, run instruction by instruction by fastlm.emulator. cuda is a device
+of compute capability 8.0, cuda:90a one of 9.0, for which there are kernels of its own."""
 
 import functools
 import importlib

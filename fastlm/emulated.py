@@ -14,7 +14,7 @@ from .backend import CUDA_SOURCES
 
 
 @functools.cache
-def module_of(base: str, module: str, arch: str = "") -> ModuleType:
+def module_of(base: str, module: str, arch: str) -> ModuleType:
     """The module of a "cuda" or "triton" kernel with its launches in the emulator."""
     if base == "cuda":
         return cuda(arch=arch or "80")

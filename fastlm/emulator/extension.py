@@ -62,7 +62,9 @@ class Extension(types.ModuleType):
         self._held: Any = weakref.WeakKeyDictionary()  # tensors that an instance was made from
         self._call = threading.local()
         self._callback = _LAUNCHER(self._launch)
-        library.emulator_connect(self._callback, int(str(arch).rstrip("a")))
+        self._connect = functools.partial(
+            library.emulator_connect, self._callback, int(str(arch).rstrip("a"))
+        )
         for name, value in vars(native).items():
             if not name.startswith("__"):
                 setattr(self, name, self._wrap(value) if callable(value) else value)
@@ -74,6 +76,7 @@ class Extension(types.ModuleType):
         def call(*arguments, **named):
             extents = self._extents(function.__name__, (*arguments, *named.values()))
             self._call.extents, self._call.fault, self.launches = extents, None, []
+            self._connect()
             try:
                 result = function(*arguments, **named)
             except Exception as error:

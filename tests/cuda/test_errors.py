@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import fastlm
-from fastlm import backend, emulated, ops
+from fastlm import backend, ops
 
 from . import resources
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(resources.toolkit() is None, reason="nvcc is not
 
 @pytest.fixture(scope="module")
 def kernels():
-    return emulated.module_of("cuda", "fastlm._cuda")
+    return backend.load("emulated:cuda", "layer_norm")
 
 
 def test_cpu_tensor():

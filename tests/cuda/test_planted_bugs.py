@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from fastlm import emulated, emulator
+from fastlm import backend, emulated, emulator
 from fastlm.backend import CUDA_SOURCES as CSRC
 
 from . import resources
@@ -100,7 +100,7 @@ def build(tmp_path):
 @pytest.mark.parametrize("options", [{}, RACES], ids=["plain", "races"])
 def test_nothing_is_found_without_a_bug(call, options):
     with emulator.defaults(**options):
-        assert is_right(*call(emulated.module_of("cuda", "fastlm._cuda")))
+        assert is_right(*call(backend.load("emulated:cuda", "layer_norm")))
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name.replace(" ", "-"))

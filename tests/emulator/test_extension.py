@@ -38,6 +38,16 @@ def test_fault_is_raised_by_the_call_and_names_the_argument():
     call(module)  # the fault is forgotten
 
 
+def test_two_of_one_library_have_launches_and_faults_of_their_own():
+    first, second = build(), build(counters=True)
+    call(first)
+    with pytest.raises(emulator.KernelError, match="write out of bounds"):
+        call(first, room=299)
+    assert not second.launches
+    call(second)
+    assert second.launches[0].counters.global_written == 4 * 300
+
+
 def test_view_is_its_own_elements_alone():
     """Memory around a view belongs to the same storage, and is out of bounds all the same."""
     module, storage = build(), torch.empty(400)

@@ -29,7 +29,6 @@ using Launcher = int (*)(const char* kernel, const uint32_t* grid, const uint32_
                          uint64_t shared, void** arguments, const Allocation*, uint64_t count);
 
 struct Device {
-  Launcher launcher = nullptr;
   int arch = 80;
   std::unordered_map<const void*, std::string> names;  // of kernels, by their host function
   std::unordered_map<const void*, int> shared_limits;  // that cudaFuncSetAttribute has raised
@@ -40,6 +39,7 @@ Device& device() {  // used by constructors of other files: made when first need
   static Device instance;
   return instance;
 }
+thread_local Launcher launcher = nullptr;
 thread_local std::vector<Configuration> configurations;
 thread_local cudaError_t last_error = cudaSuccess;
 
@@ -55,8 +55,9 @@ int most_shared() { return (device().arch >= 90 ? 227 : 163) * 1024; }
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT void emulator_connect(Launcher launcher, int arch) {
-  device().launcher = launcher;
+// This thread's launches go to `to` from now on: two Extensions may share one library.
+EXPORT void emulator_connect(Launcher to, int arch) {
+  launcher = to;
   device().arch = arch;
 }
 
@@ -103,8 +104,8 @@ cudaError_t cudaLaunchKernel(const void* host, dim3 grid, dim3 block, void** arg
   for (const auto& [address, bytes] : device().memory) memory.push_back({address, bytes});
   const uint32_t grid_size[] = {grid.x, grid.y, grid.z}, block_size[] = {block.x, block.y, block.z};
   return remember(static_cast<cudaError_t>(
-      device().launcher(device().names.at(host).c_str(), grid_size, block_size, shared, arguments,
-                        memory.data(), memory.size())));
+      launcher(device().names.at(host).c_str(), grid_size, block_size, shared, arguments,
+               memory.data(), memory.size())));
 }
 cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments,
                                size_t shared, cudaStream_t stream) {

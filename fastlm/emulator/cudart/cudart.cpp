@@ -103,9 +103,9 @@ cudaError_t cudaLaunchKernel(const void* host, dim3 grid, dim3 block, void** arg
   std::vector<Allocation> memory;
   for (const auto& [address, bytes] : device().memory) memory.push_back({address, bytes});
   const uint32_t grid_size[] = {grid.x, grid.y, grid.z}, block_size[] = {block.x, block.y, block.z};
-  return remember(static_cast<cudaError_t>(
-      launcher(device().names.at(host).c_str(), grid_size, block_size, shared, arguments,
-               memory.data(), memory.size())));
+  return remember(
+      static_cast<cudaError_t>(launcher(device().names.at(host).c_str(), grid_size, block_size,
+                                        shared, arguments, memory.data(), memory.size())));
 }
 cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments,
                                size_t shared, cudaStream_t stream) {

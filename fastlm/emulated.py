@@ -6,6 +6,7 @@ import functools
 import importlib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -35,13 +36,21 @@ def cuda_sources(arch: str = "80") -> list[Path]:
 def cuda(sources: list[Path] | None = None, arch: str = "80") -> ModuleType:
     """fastlm._cuda, built from its sources or from others, with its kernels in the emulator."""
     sources = sources or cuda_sources(arch)
-    return emulator.extension(
-        sources,
-        name="_cuda",
+    return emulator.extension(sources, name="_cuda", **_how(sources, arch))
+
+
+def cuda_builds(arch: str = "80") -> dict[Path, Path]:
+    """Of each source the folder with its kernels.ptx, compiled once for that module too."""
+    sources = cuda_sources(arch)
+    return emulator.compile_sources(sources, **_how(sources, arch))
+
+
+def _how(sources: list[Path], arch: str) -> dict[str, Any]:
+    return {
         # torch has pybind11's headers.
-        include=[CUDA_SOURCES, Path(torch.__file__).parent / "include"],
-        flags=["-DFASTLM_DEVICE_TYPE=fastlm::dlpack::kCpu"],
-        arch=arch,
+        "include": [CUDA_SOURCES, Path(torch.__file__).parent / "include"],
+        "flags": ["-DFASTLM_DEVICE_TYPE=fastlm::dlpack::kCpu"],
+        "arch": arch,
         # The kernels of every device are compiled once for all.
-        arch_of={file: "80" for file in sources if file.stem not in _FOR_HOPPER},
-    )
+        "arch_of": {file: "80" for file in sources if file.stem not in _FOR_HOPPER},
+    }

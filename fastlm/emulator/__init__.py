@@ -12,7 +12,7 @@ docs/emulator.md. Only the standard library is needed, besides g++; tensors are 
 
 from .counters import Counters
 from .errors import CompilerError, EmulatorError, KernelError, TranslationError
-from .extension import Extension, extension
+from .extension import Extension, compile_sources, extension
 from .launch import Kernel, Module, Options, defaults
 from .source import compile_cuda, compile_triton, ptx_of
 from .tensor_map import tensor_map
@@ -30,6 +30,7 @@ __all__ = [
     "TranslationError",
     "TritonLauncher",
     "compile_cuda",
+    "compile_sources",
     "compile_triton",
     "defaults",
     "extension",

@@ -20,6 +20,7 @@ import sysconfig
 import threading
 import types
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ from .translate import parameter_layout
 
 _CUDART = pathlib.Path(__file__).parent / "cudart" / "cudart.cpp"
 _FLAGS = ("-std=c++17", "-lineinfo", "-Xcompiler=-fPIC,-fvisibility=hidden", "-MMD")
+_ENTRY = re.compile(r"\.entry\s+([\w$]+)")
 _FAULT = 719  # cudaErrorLaunchFailure
 
 
@@ -111,7 +113,9 @@ class Extension(types.ModuleType):
         memory = [*self._call.extents]
         memory += [Extent(f"allocation {i}", a.address, a.bytes) for i, a in enumerate(allocations)]
         options = defaults_over(self._options)
-        kernel = self._kernels[name].with_options(**vars(options) | {"memory": tuple(memory)})[name]
+        kernel = self._kernels[name]().with_options(**vars(options) | {"memory": tuple(memory)})[
+            name
+        ]
         layout = parameter_layout(kernel.function)
         values = [ctypes.string_at(arguments[i], size) for i, (_, _, size) in enumerate(layout)]
         kernel[tuple(grid), tuple(block), shared](*values)
@@ -155,11 +159,28 @@ def extension(sources, *, name, include=(), flags=(), arch=80, arch_of=None, **o
     The build is cached by content. Raises CompilerError when nvcc is missing or fails, and
     ImportError where host code calls what the emulator has of the CUDA runtime not.
     """
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
-        raise CompilerError(f"{name}: nvcc is not on the PATH, so it cannot be built")
+    build = {"include": include, "flags": flags, "arch": arch, "arch_of": arch_of}
+    built = compile_sources([_CUDART, *sources], **build).values()
+    path = _link(name, [folder / "object.o" for folder in built])
+    native = _import(name, path)
+    library = ctypes.CDLL(str(path))
+    kernels: dict[str, Callable[[], Module]] = {}
+    for file in (folder / "kernels.ptx" for folder in built):
+        if file.exists():  # parsed when a kernel of it is launched
+            text = file.read_text()
+            module = functools.cache(functools.partial(Module, text, Options(**options)))
+            kernels |= dict.fromkeys(_ENTRY.findall(text), module)
+    return Extension(native, library, kernels, Options(**options), arch)
+
+
+def compile_sources(sources, *, include=(), flags=(), arch=80, arch_of=None):
+    """{source: folder} of an extension's files; the arguments are those of `extension`.
+
+    In a folder are object.o, kernels.ptx where there are any, and built.json, whose "messages" are
+    what nvcc said.
+    """
     folders = [*include, sysconfig.get_path("include")]
-    command = [nvcc, *_FLAGS, *flags, *(f"-I{folder}" for folder in folders)]
+    command = [_nvcc(), *_FLAGS, *flags, *(f"-I{folder}" for folder in folders)]
 
     def build(file):
         target = (arch_of or {}).get(file, arch)
@@ -167,21 +188,20 @@ def extension(sources, *, name, include=(), flags=(), arch=80, arch_of=None, **o
             [*command, "-gencode", f"arch=compute_{target},code=compute_{target}"], file
         )
 
+    sources = sorted(map(pathlib.Path, sources))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        built = list(pool.map(build, [_CUDART, *sorted(map(pathlib.Path, sources))]))
-    path = _link(nvcc, name, [folder / "object.o" for folder in built])
-    native = _import(name, path)
-    library = ctypes.CDLL(str(path))
-    kernels: dict[str, Module] = {}
-    for text in (folder / "kernels.ptx" for folder in built):
-        if text.exists():
-            module = Module(text.read_text(), Options(**options))
-            kernels |= dict.fromkeys(module.names, module)
-    return Extension(native, library, kernels, Options(**options), arch)
+        return dict(zip(sources, pool.map(build, sources), strict=True))
+
+
+def _nvcc():
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        raise CompilerError("nvcc is not on the PATH, so no CUDA extension can be built")
+    return nvcc
 
 
 def _compile(command, source):
-    """The cached folder with a source's object.o, kernels.ptx where it has any, and inputs.json."""
+    """The cached folder of one source."""
     # Host code is glue: -O1 compiles it in half the time. Kernels are optimised as on a GPU.
     command = [*command, *(("-O3",) if source.suffix == ".cu" else ("-O1", "-x", "c++"))]
     version = subprocess.run([command[0], "--version"], capture_output=True, text=True).stdout
@@ -195,10 +215,10 @@ def _compile(command, source):
 
 
 def _is_fresh(folder):
-    record = folder / "inputs.json"
+    record = folder / "built.json"
     if not record.exists():
         return False
-    inputs = json.loads(record.read_text())
+    inputs = json.loads(record.read_text())["inputs"]
     return all(os.path.exists(path) and sha256(path) == seen for path, seen in inputs.items())
 
 
@@ -217,17 +237,18 @@ def _run_nvcc(command, source, folder):
     for file in folder.iterdir():
         if file.name not in ("lock", "object.o", "kernels.ptx"):
             file.unlink()
-    (folder / "inputs.json").write_text(json.dumps({path: sha256(path) for path in inputs}))
+    seen = {"inputs": {path: sha256(path) for path in inputs}, "messages": result.stderr}
+    (folder / "built.json").write_text(json.dumps(seen))
 
 
-def _link(nvcc, name, objects):
+def _link(name, objects):
     """The module's library; its name holds the objects' hash, as a process keeps what it loaded."""
     key = digest(name, *map(sha256, objects))
     target = cache_folder() / f"extension-{key}{sysconfig.get_config_var('EXT_SUFFIX')}"
     if target.exists():
         return target
     output = target.with_suffix(f".{os.getpid()}")
-    command = [nvcc, "--cudart", "none", "-shared", *map(str, objects), "-o", str(output)]
+    command = [_nvcc(), "--cudart", "none", "-shared", *map(str, objects), "-o", str(output)]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise CompilerError(f"{name}: linking failed:\n{result.stderr[-3000:]}")

@@ -212,6 +212,21 @@ void launch_tiles(const AttentionBackward& p, cudaStream_t stream);
 void launch_hopper(const AttentionForward& p, cudaStream_t stream);
 void launch_hopper(const AttentionBackward& p, cudaStream_t stream);
 
+// -inf outside the columns from first(h) to last(h), in the thread's rows h = 0 and 1.
+template <int kN, class First, class Last>
+__device__ void mask_outside(Fragment<kN>& scores, const First& first, const Last& last) {
+  const int lane_column = threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int lowest = first(h) - lane_column, highest = last(h) - lane_column;
+#pragma unroll
+    for (int n = 0; n < kN / 8; ++n)
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        if (n * 8 + i < lowest || n * 8 + i > highest) scores[n][2 * h + i] = -INFINITY;
+  }
+}
+
 // f(element, std::integral_constant<width of a kernel's tiles>) for a call.
 template <class F> void for_shape(const AttentionShape& s, const F& f) {
   if (s.head_dim > 256)

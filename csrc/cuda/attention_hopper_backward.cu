@@ -154,23 +154,6 @@ __device__ void multiply_columns(Fragment<kDim>& d, const uint32_t (&a)[kN / 16]
                                   true);
 }
 
-// -inf where a query does not see a key, in scores of keys by queries; `row` is the thread's first
-// key. Queries that there are not have an infinite lse.
-template <int kQueries>
-__device__ void mask(Fragment<kQueries>& scores, const Sequence& seq, int query, int row) {
-  const int first_column = query + threadIdx.x % 4 * 2;
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const int earliest = seq.earliest(row + h * 8) - first_column;
-    const int latest = seq.latest(row + h * 8) - first_column;
-#pragma unroll
-    for (int n = 0; n < kQueries / 8; ++n)
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-        if (n * 8 + i < earliest || n * 8 + i > latest) scores[n][2 * h + i] = -INFINITY;
-  }
-}
-
 // Random words for the thread's elements in eight columns of queries: `row` is the mask's row of
 // the first of its two, `key` the first of its two keys. A draw is for one query and four keys,
 // which four lanes hold: each draws for one of the four pairs of query and key, and they exchange
@@ -193,14 +176,16 @@ __device__ inline Random4 draw(const DropoutRule& rule, int64_t row, int key) {
 }
 
 // Of one tile: scores become p f, products = dout v^T become ds / softmax_scale. `row` is the
-// thread's first key.
+// thread's first key. Queries that there are not have an infinite lse.
 template <class T, int kQueries, bool kDropout>
 __device__ void differentiate(Fragment<kQueries>& scores, Fragment<kQueries>& products,
                               const Call<T>& call, const Sequence& seq, int query, int row,
                               const float (&rows)[2][kQueries], const Kept<kQueries>& kept) {
   const int lane = threadIdx.x % 32, first_key = row - row % kRows;
   if (!seq.all_seen(query, query + kQueries, first_key, first_key + kRows))
-    mask<kQueries>(scores, seq, query, row);
+    mask_outside<kQueries>(
+        scores, [&](int h) { return seq.earliest(row + h * 8) - query; },
+        [&](int h) { return seq.latest(row + h * 8) - query; });
 #pragma unroll
   for (int n = 0; n < kQueries / 8; ++n) {
     const int column = n * 8 + lane % 4 * 2;

@@ -51,17 +51,9 @@ template <int kDim> __device__ void rescale(Fragment<kDim>& out, const float (&f
 template <int kN>
 __device__ bool mask(Fragment<kN>& scores, const Sequence& seq, int tile_query, int row, int key) {
   if (seq.all_seen(tile_query, tile_query + kRows, key, key + kN)) return true;
-  const int first_column = key + threadIdx.x % 4 * 2;
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const int lowest = seq.lowest(row + h * 8) - first_column;
-    const int highest = seq.highest(row + h * 8) - first_column;
-#pragma unroll
-    for (int n = 0; n < kN / 8; ++n)
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-        if (n * 8 + i < lowest || n * 8 + i > highest) scores[n][2 * h + i] = -INFINITY;
-  }
+  mask_outside<kN>(
+      scores, [&](int h) { return seq.lowest(row + h * 8) - key; },
+      [&](int h) { return seq.highest(row + h * 8) - key; });
   return false;
 }
 

@@ -158,6 +158,7 @@ def test_autocast_casts_the_products_as_linear_does():
 
 BAD = {
     "other features": (RuntimeError, "linear_weight", lambda f: f(X, torch.randn(7, 5), T)),
+    "no class": (RuntimeError, "linear_weight", lambda f: f(X, W[:0], T)),
     "another dtype": (RuntimeError, "linear_weight", lambda f: f(X, W.double(), T)),
     "a bias of another shape": (
         RuntimeError, "linear_bias", lambda f: f(X, W, T, linear_bias=torch.randn(6)),

@@ -30,6 +30,9 @@ template <class A> constexpr int64_t kTileRows = sizeof(A) == 4 ? 6 : 4;  // 12 
 template <class A> constexpr int64_t kTileRows = 4;  // 8 of 16
 #endif
 constexpr int64_t kRows = 48;  // of a block
+// Of rows that `pack_across` reads next to each other, and how far ahead it asks for them: they lie
+// in other pages, where the processor does not look for itself.
+constexpr int64_t kPanels = 4, kStepsAhead = 8;
 
 // How T is read into Units: from neighbours along the depth, or across it.
 template <class T> struct Kind : Elements<acc_t<T>> {
@@ -103,6 +106,7 @@ void pack_across(const Source<T>& s, int64_t first_lane, int64_t last, int64_t f
     for (int64_t first = first_lane; first < last; first += kWidth, panel += stride)
       for (int64_t i = 0; i < kWidth; i += kLanes<U>) {
         const T* data = s.data + first + i + at * s.step;
+        prefetch(data + kStepsAhead * s.step, 0);
         const Vec<U> v =
             K::across(data, most(s.lanes - first - i, 0), at + 1 < to ? data + s.step : nullptr);
         memcpy(panel + i, &v, sizeof v);
@@ -226,12 +230,13 @@ void slab(const Product& p, int64_t from, int64_t to, unit_t<T>* packed, int64_t
   const int64_t units = ceil_div(to - from, Kind<T>::kElements);
   parallel_for(ceil_div(p.cols, kWidth), kWidth * (to - from) * int64_t(sizeof(T)), threads,
                [&](int64_t first, int64_t last) {
-                 for (int64_t i = first; i < last; ++i) {
+                 for (int64_t i = first; i < last; i += b.step == 1 ? 1 : kPanels) {
                    U* out = packed + i * kWidth * units;
                    if (b.step == 1)
                      pack_along<T, kWidth>(b, i * kWidth, from, to, out);
                    else
-                     pack_across<T, kWidth>(b, i * kWidth, (i + 1) * kWidth, from, to, out, 0);
+                     pack_across<T, kWidth>(b, i * kWidth, least(i + kPanels, last) * kWidth, from,
+                                            to, out, kWidth * units);
                  }
                });
   // Blocks of about equal size, as many for each thread.

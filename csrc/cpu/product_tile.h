@@ -26,6 +26,7 @@ FASTLM_INLINE void product_tile(int64_t depth, const typename Kind::Unit* a, int
   using Row = Vec<typename Kind::Unit>;
   // From zero even when adding: a sum of short sums rounds less than one long one.
   Vec<A> sums[kRows][kTileVectors] = {};
+#pragma GCC unroll 4
   for (int64_t k = 0; k < depth; ++k) {
     Row row[kTileVectors];
 #pragma GCC unroll 2

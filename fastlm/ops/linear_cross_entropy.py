@@ -228,6 +228,8 @@ def _check(input, linear_weight, linear_bias, target) -> None:
             f"{op}: linear_weight: expected (classes, features) with input's features, "
             f"got {tuple(linear_weight.shape)} for input {tuple(input.shape)}"
         )
+    if linear_weight.shape[0] == 0:
+        raise RuntimeError(f"{op}: linear_weight: expected one class or more, got none")
     if linear_bias is not None and linear_bias.shape != linear_weight.shape[:1]:
         raise RuntimeError(
             f"{op}: linear_bias: expected shape {tuple(linear_weight.shape[:1])}, "

@@ -9,6 +9,8 @@ Every product accumulates in float32. In bfloat16 the buffers of a tile lie in t
 gradient, which is written last.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -48,6 +50,16 @@ def _empty(wanted, x, *parameters):
     return [dx, *(memory.empty_like(p) if w else None for w, p in grads)]
 
 
+class _Tile(NamedTuple):
+    """Some classes: their part of each parameter, and where their logits of `kept` rows wait."""
+
+    first: int
+    linear_weight: Tensor
+    linear_bias: Tensor | None
+    weight: Tensor | None
+    kept: tuple[Tensor, Tensor, int]  # as the kernels take it: room, factors, how many rows
+
+
 class _Tiles:
     """One call: its operands, and the buffers that its tiles share.
 
@@ -60,17 +72,15 @@ class _Tiles:
         self, kernels, x, linear_weight, linear_bias, target, weight, options, room=None, spare=None
     ):
         self.kernels, self.x, self.target, self.weight = kernels, x, target, weight
-        self.linear_weight, self.linear_bias = linear_weight, linear_bias
         self.ignore_index, self.label_smoothing, self.lse_square_scale, self.softcap = options
-        self.room = room
+        self.where = where(x)
         rows, features = x.shape
-        classes = linear_weight.shape[0]
-        self.width = min(_width(classes, x.dtype), max(classes, 1))
+        self.classes = linear_weight.shape[0]
+        self.width = min(_width(self.classes, x.dtype), self.classes)
         self.sums_dtype = statistics_like(x, ()).dtype
         self.narrow = x.dtype != self.sums_dtype
         self.kept = 0 if room is None else min(rows, _rows_in(features, x.dtype))
-        tiles = -(-classes // self.width) if x.dtype == torch.float32 else 0
-        self.factors = memory.empty((tiles, self.kept), torch.float32, x.device)
+        self.tiles = self._tiles_of(linear_weight, linear_bias, weight, room)
         size = self.width * (max(rows, features) if self.narrow else rows)
         if not self.narrow:
             self.logits = self.dlogits = memory.empty((size,), x.dtype, x.device)
@@ -80,24 +90,39 @@ class _Tiles:
         self.logits = spare.view(-1)[: 2 * size].view(self.sums_dtype)
         self.dlogits = spare.view(-1)[2 * size :]
 
+    def _tiles_of(self, linear_weight, linear_bias, weight, room) -> list[_Tile]:
+        """All at once: between two products every call of torch's leaves the threads waiting."""
+        firsts = range(0, self.classes, self.width)
+        parts = linear_weight.split(self.width)
+        nothing = self.x.new_empty(0)
+        with_factors = self.kept > 0 and self.x.dtype == torch.float32
+        shape = len(firsts), self.kept if with_factors else 0
+        factors = memory.empty(shape, torch.float32, self.x.device).unbind()
+        rooms = room.split(self.width) if self.kept else [nothing] * len(firsts)
+        keeps = [(*pair, self.kept) for pair in zip(rooms, factors, strict=True)]
+        biases, weights = (
+            [None] * len(firsts) if t is None else t.split(self.width)
+            for t in (linear_bias, weight)
+        )
+        return list(map(_Tile, firsts, parts, biases, weights, keeps))
+
     def losses(self) -> tuple[Tensor, Tensor]:
         """The first sweep: (loss, lse)."""
         base = statistics_like(self.x, self.target.shape).fill_(-torch.inf)
         total, target_logit = torch.zeros_like(base), torch.zeros_like(base)
         weighted = torch.zeros_like(base, dtype=torch.float64) if self.label_smoothing else None
-        for first, part in self._parts():
-            logits = self._make(0, first, part)
+        for tile in self.tiles:
+            logits = self._make(0, tile)
             self.kernels.cross_entropy_tile_forward(
-                base, total, target_logit, weighted, *self._kept(first, part), logits, self.target,
-                self._weight_of(first, part), first, self.softcap, where(self.x),
+                base, total, target_logit, weighted, *tile.kept, logits, self.target, tile.weight,
+                tile.first, self.softcap, self.where,
             )  # fmt: skip
         lse = base.double() + total.double().log()
         hard, weights_sum = self._hard_weights()
         loss = (1 - self.label_smoothing) * hard * (lse - target_logit)
         loss += self.lse_square_scale * lse.square()
         if weighted is not None:
-            classes = self.linear_weight.shape[0]
-            loss += self.label_smoothing / classes * (weights_sum * lse - weighted)
+            loss += self.label_smoothing / self.classes * (weights_sum * lse - weighted)
         return loss.masked_fill_(self.target == self.ignore_index, 0).to(base.dtype), lse
 
     def gradients(self, dloss, lse, dx, dlinear_weight, dlinear_bias):
@@ -106,58 +131,47 @@ class _Tiles:
         dx_sums = torch.empty_like(self.x, dtype=self.sums_dtype) if self.narrow else dx
         if dx is not None:
             dx_sums.zero_()
-        for first, part in self._parts():
-            classes = slice(first, first + part.shape[0])
+        none = [None] * len(self.tiles)
+        dweights = none if dlinear_weight is None else dlinear_weight.split(self.width)
+        dbiases = none if dlinear_bias is None else dlinear_bias.split(self.width)
+        for tile, dweight, dbias in zip(self.tiles, dweights, dbiases, strict=True):
+            part = tile.linear_weight
             dlogits = _matrix(self.dlogits, self.x.shape[0], part.shape[0])
-            logits = self._make(self.kept, first, part)
+            logits = self._make(self.kept, tile)
             self.kernels.cross_entropy_tile_backward(
-                dlogits, *self._kept(first, part), logits, self.target,
-                self._weight_of(first, part), lse, *scales, first, self.softcap, where(self.x),
+                dlogits, *tile.kept, logits, self.target, tile.weight, lse, *scales, tile.first,
+                self.softcap, self.where,
             )  # fmt: skip
             if dx is not None:
                 self._product(dx_sums, dlogits, part, add=True)
-            if dlinear_weight is not None:  # over the logits that it kept
-                dweight = dlinear_weight[classes]
+            if dweight is not None:  # over the logits that it kept
                 sums = _matrix(self.logits, *part.shape) if self.narrow else dweight
                 self._product(sums, dlogits.t(), self.x, add=False)
                 if self.narrow:
                     dweight.copy_(sums)
-            if dlinear_bias is not None:
-                dlinear_bias[classes] = dlogits.sum(0, dtype=dloss.dtype)
+            if dbias is not None:
+                dbias.copy_(dlogits.sum(0, dtype=dloss.dtype))
         if dx is not None and self.narrow:  # over the tile's buffers
             dx.copy_(dx_sums)
         return dx, dlinear_weight, dlinear_bias
 
-    def _parts(self):
-        """(first class, the tile's part of linear_weight)."""
-        for first in range(0, self.linear_weight.shape[0], self.width):
-            yield first, self.linear_weight[first : first + self.width]
-
-    def _make(self, start: int, first: int, part: Tensor) -> Tensor:
+    def _make(self, start: int, tile: _Tile) -> Tensor:
         """The logits of a tile in the rows from `start` on."""
+        part = tile.linear_weight
         logits = _matrix(self.logits, self.x.shape[0], part.shape[0])[start:]
-        self._product(logits, self.x[start:], part.t(), add=False)
-        if self.linear_bias is not None:
-            logits += self.linear_bias[first : first + part.shape[0]]
+        if len(logits):
+            self._product(logits, self.x[start:], part.t(), add=False)
+            if tile.linear_bias is not None:
+                logits += tile.linear_bias
         return logits
 
-    def _kept(self, first: int, part: Tensor) -> tuple[Tensor, Tensor, int]:
-        """What the kernels know of the rows that are kept: room, factors, how many."""
-        if self.kept == 0:
-            return self.x.new_empty(0), self.factors, 0
-        factors = self.factors[first // self.width] if len(self.factors) else self.factors
-        return self.room[first : first + part.shape[0]], factors, self.kept
-
     def _product(self, out: Tensor, a: Tensor, b: Tensor, *, add: bool) -> None:
-        self.kernels.product(out, a, b, add, where(self.x))
-
-    def _weight_of(self, first: int, part: Tensor) -> Tensor | None:
-        return None if self.weight is None else self.weight[first : first + part.shape[0]]
+        self.kernels.product(out, a, b, add, self.where)
 
     def _hard_weights(self):
         """Of each row the weight of its target, and the sum of all weights."""
         if self.weight is None:
-            return 1.0, float(self.linear_weight.shape[0])
+            return 1.0, float(self.classes)
         safe = self.target.masked_fill(self.target == self.ignore_index, 0)
         return self.weight[safe], self.weight.sum(dtype=torch.float64)
 
@@ -166,7 +180,7 @@ class _Tiles:
         dloss = dloss.masked_fill(self.target == self.ignore_index, 0)
         hard, weights_sum = self._hard_weights()
         hard = (1 - self.label_smoothing) * hard * dloss
-        smooth = self.label_smoothing / self.linear_weight.shape[0] * dloss
+        smooth = self.label_smoothing / self.classes * dloss
         softmax = hard + smooth * weights_sum + 2 * self.lse_square_scale * lse * dloss
         return tuple(t.to(dloss.dtype) for t in (softmax, smooth, hard))
 

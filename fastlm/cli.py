@@ -1,6 +1,8 @@
 """The command line: `fastlm train | generate | info | bench`; each command is in its own module."""
 
 import argparse
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +35,12 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.rest = rest
     try:
-        return command(args)
+        status = command(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # who read the output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         return 130  # the shell's status for an interrupted command
     except (OSError, ValueError, IndexError) as error:

@@ -48,6 +48,15 @@ def test_info_is_what_no_command_gives(capsys):
     assert capsys.readouterr().out == told.stdout
 
 
+def test_a_reader_that_has_gone_is_no_error():
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    command = [sys.executable, "-m", "fastlm", "info"]
+    done = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, text=True)
+    os.close(write_end)
+    assert done.returncode == 128 + signal.SIGPIPE and done.stderr == ""
+
+
 def test_resume_takes_the_settings_and_a_flag_wins(trained, capsys):
     assert cli.main(["train", "--resume", str(trained), "--steps=6"]) == 0
     assert "done after 6 steps" in capsys.readouterr().out

@@ -35,7 +35,7 @@ struct Codes {
     // Adding 1.5 * 2^23 rounds to whole numbers and leaves them, plus 2^22, in the low 23 bits.
     Vec<uint32_t> code = bit_cast<Vec<uint32_t>>(z * steps + 12582912.0f) & 0x7fffffu;
     code = z == -INFINITY ? Vec<uint32_t>{} + kInfinite : code;
-    const Half16 two = __builtin_convertvector(code & 0xffffu, Half16);
+    const Half16 two = to_16_bits(code & 0xffffu);
     const Bytes one = __builtin_convertvector(code >> 16, Bytes);
     memcpy(low + c, &two, size_t(live_lanes(span)) * 2);
     memcpy(high + c, &one, size_t(live_lanes(span)));
@@ -45,8 +45,7 @@ struct Codes {
     Bytes one{};
     memcpy(&two, low + c, size_t(live_lanes(span)) * 2);
     memcpy(&one, high + c, size_t(live_lanes(span)));
-    const Vec<uint32_t> code = __builtin_convertvector(two, Vec<uint32_t>) |
-                               __builtin_convertvector(one, Vec<uint32_t>) << 16;
+    const Vec<uint32_t> code = to_32_bits(two) | __builtin_convertvector(one, Vec<uint32_t>) << 16;
     // As the low bits of a float in [2^23, 2^24), it is the number plus 2^23 + 2^22.
     const Vec<float> z = (bit_cast<Vec<float>>(code | 0x4b000000u) - 12582912.0f) * factor;
     return code == kInfinite ? all(-INFINITY) : z;

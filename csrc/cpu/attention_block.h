@@ -10,6 +10,7 @@
 #pragma once
 
 #include "../attention.h"
+#include "elementary.h"
 #include "philox.h"
 #include "product_tile.h"
 #include "transpose.h"

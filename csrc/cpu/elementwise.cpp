@@ -2,6 +2,7 @@
 // result once, so memory is the floor; about 20 vector instructions per vector stay under it.
 #include "../elementwise.h"
 
+#include "elementary.h"
 #include "for_dtype.h"
 #include "parallel.h"
 #include "philox.h"

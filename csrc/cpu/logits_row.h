@@ -1,7 +1,7 @@
 // A row of logits as the losses read it.
 #pragma once
 
-#include "simd.h"
+#include "elementary.h"
 
 namespace fastlm::cpu::FASTLM_ISA {
 

@@ -30,9 +30,9 @@ template <class A> constexpr int64_t kTileRows = sizeof(A) == 4 ? 6 : 4;  // 12 
 template <class A> constexpr int64_t kTileRows = 4;  // 8 of 16
 #endif
 constexpr int64_t kRows = 48;  // of a block
-// Of rows that `pack_across` reads next to each other, and how far ahead it asks for them: they lie
-// in other pages, where the processor does not look for itself.
-constexpr int64_t kPanels = 4, kStepsAhead = 8;
+// Each step of `pack_across` reads another page, where the processor does not look for itself: some
+// of b's panels are packed together, and later steps asked for.
+constexpr int64_t kPanelsTogether = 4, kStepsAhead = 8;
 
 // How T is read into Units: from neighbours along the depth, or across it.
 template <class T> struct Kind : Elements<acc_t<T>> {
@@ -69,7 +69,7 @@ template <> struct Kind<bf16> {
       memcpy(&half, p, sizeof half);
     else
       memcpy(&half, p, size_t(lanes) * sizeof *p);
-    return __builtin_convertvector(half, Vec<uint32_t>);
+    return to_32_bits(half);
   }
   // next: the same lanes of the next element along the depth, or null after the last.
   static FASTLM_INLINE Vec<uint32_t> across(const bf16* p, int64_t lanes, const bf16* next) {
@@ -230,13 +230,14 @@ void slab(const Product& p, int64_t from, int64_t to, unit_t<T>* packed, int64_t
   const int64_t units = ceil_div(to - from, Kind<T>::kElements);
   parallel_for(ceil_div(p.cols, kWidth), kWidth * (to - from) * int64_t(sizeof(T)), threads,
                [&](int64_t first, int64_t last) {
-                 for (int64_t i = first; i < last; i += b.step == 1 ? 1 : kPanels) {
+                 const int64_t together = b.step == 1 ? 1 : kPanelsTogether;
+                 for (int64_t i = first; i < last; i += together) {
                    U* out = packed + i * kWidth * units;
+                   const int64_t lane = i * kWidth, end = least(i + together, last) * kWidth;
                    if (b.step == 1)
-                     pack_along<T, kWidth>(b, i * kWidth, from, to, out);
+                     pack_along<T, kWidth>(b, lane, from, to, out);
                    else
-                     pack_across<T, kWidth>(b, i * kWidth, least(i + kPanels, last) * kWidth, from,
-                                            to, out, kWidth * units);
+                     pack_across<T, kWidth>(b, lane, end, from, to, out, kWidth * units);
                  }
                });
   // Blocks of about equal size, as many for each thread.

@@ -9,6 +9,7 @@ Every product accumulates in float32. In bfloat16 the buffers of a tile lie in t
 gradient, which is written last.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -93,18 +94,17 @@ class _Tiles:
     def _tiles_of(self, linear_weight, linear_bias, weight, room) -> list[_Tile]:
         """All at once: between two products every call of torch's leaves the threads waiting."""
         firsts = range(0, self.classes, self.width)
-        parts = linear_weight.split(self.width)
-        nothing = self.x.new_empty(0)
-        with_factors = self.kept > 0 and self.x.dtype == torch.float32
-        shape = len(firsts), self.kept if with_factors else 0
-        factors = memory.empty(shape, torch.float32, self.x.device).unbind()
-        rooms = room.split(self.width) if self.kept else [nothing] * len(firsts)
-        keeps = [(*pair, self.kept) for pair in zip(rooms, factors, strict=True)]
-        biases, weights = (
-            [None] * len(firsts) if t is None else t.split(self.width)
-            for t in (linear_bias, weight)
-        )
-        return list(map(_Tile, firsts, parts, biases, weights, keeps))
+        rows_with_factors = self.kept if self.x.dtype == torch.float32 else 0
+        factors = memory.empty((len(firsts), rows_with_factors), torch.float32, self.x.device)
+        rooms = room.split(self.width) if self.kept else [self.x.new_empty(0)] * len(firsts)
+        kept = [(*pair, self.kept) for pair in zip(rooms, factors.unbind(), strict=True)]
+        parameters = map(self._parts, (linear_weight, linear_bias, weight))
+        return list(map(_Tile, firsts, *parameters, kept))
+
+    def _parts(self, t: Tensor | None) -> Sequence[Tensor | None]:
+        """What each tile has of a tensor of all classes, None of None."""
+        tiles = -(-self.classes // self.width)
+        return [None] * tiles if t is None else t.split(self.width)
 
     def losses(self) -> tuple[Tensor, Tensor]:
         """The first sweep: (loss, lse)."""
@@ -131,10 +131,8 @@ class _Tiles:
         dx_sums = torch.empty_like(self.x, dtype=self.sums_dtype) if self.narrow else dx
         if dx is not None:
             dx_sums.zero_()
-        none = [None] * len(self.tiles)
-        dweights = none if dlinear_weight is None else dlinear_weight.split(self.width)
-        dbiases = none if dlinear_bias is None else dlinear_bias.split(self.width)
-        for tile, dweight, dbias in zip(self.tiles, dweights, dbiases, strict=True):
+        dparameters = self._parts(dlinear_weight), self._parts(dlinear_bias)
+        for tile, dweight, dbias in zip(self.tiles, *dparameters, strict=True):
             part = tile.linear_weight
             dlogits = _matrix(self.dlogits, self.x.shape[0], part.shape[0])
             logits = self._make(self.kept, tile)

@@ -5,8 +5,10 @@
 // in which what a register tile needs lies side by side; so is a, unless its rows are that already.
 // out is written once and, for every further slab, read and written again.
 //
-// All threads share the packed b, in L3; one takes blocks of kRows rows, whose part of a stays in
-// its L2 cache. The order of additions depends neither on the threads nor on the other rows.
+// Each thread has a share of out, some rows of some columns, and packs its own b: to read what
+// another core has just written takes as long as to pack it. It takes blocks of kRows rows, whose
+// part of a stays in its L2 cache; done with its own, those that other threads have not begun. The
+// order of additions depends neither on the threads nor on the other rows.
 //
 // A Unit is an element in the type that sums are kept in, so that bfloat16 is widened once and not
 // at every use; or, where the processor has vdpbf16ps, two bfloat16 neighbours along the depth.
@@ -41,8 +43,12 @@ template <class T> struct Kind : Elements<acc_t<T>> {
   static FASTLM_INLINE Vec<Unit> along(const T* p, int64_t left) {
     return left >= kLanes<Unit> ? load(p) : load(p, Part{left});
   }
-  static FASTLM_INLINE Vec<Unit> across(const T* p, int64_t lanes, const T*) {
-    return lanes >= kLanes<Unit> ? load(p) : load(p, Part{lanes});
+  template <int kVectors>
+  static FASTLM_INLINE void across(Vec<Unit> (&out)[kVectors], const T* p, int64_t lanes,
+                                   const T*) {
+#pragma GCC unroll 2
+    for (int64_t v = 0; v < kVectors; ++v, p += kLanes<Unit>, lanes -= kLanes<Unit>)
+      out[v] = lanes >= kLanes<Unit> ? load(p) : lanes > 0 ? load(p, Part{lanes}) : Vec<Unit>{};
   }
 };
 
@@ -63,27 +69,35 @@ template <> struct Kind<bf16> {
       memcpy(&pairs, p, size_t(left) * sizeof *p);
     return pairs;
   }
-  static FASTLM_INLINE Vec<uint32_t> bits(const bf16* p, int64_t lanes) {
-    Half16 half{};
-    if (lanes >= kLanes<float>)
-      memcpy(&half, p, sizeof half);
-    else
-      memcpy(&half, p, size_t(lanes) * sizeof *p);
-    return to_32_bits(half);
-  }
   // next: the same lanes of the next element along the depth, or null after the last.
-  static FASTLM_INLINE Vec<uint32_t> across(const bf16* p, int64_t lanes, const bf16* next) {
-    return next ? bits(p, lanes) | bits(next, lanes) << 16 : bits(p, lanes);
+  static FASTLM_INLINE void across(Vec<uint32_t> (&out)[2], const bf16* p, int64_t lanes,
+                                   const bf16* next) {
+    const Halves a = halves(p, lanes), b = next ? halves(next, lanes) : Halves{};
+    const Halves low = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                        8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+    out[0] = bit_cast<Vec<uint32_t>>(__builtin_shuffle(a, b, low));
+    out[1] = bit_cast<Vec<uint32_t>>(__builtin_shuffle(a, b, low + 16));
+  }
+
+ private:
+  typedef uint16_t Halves __attribute__((vector_size(kVectorBytes)));
+  static FASTLM_INLINE Halves halves(const bf16* p, int64_t lanes) {
+    Halves v{};
+    if (lanes >= 2 * kLanes<float>)
+      memcpy(&v, p, sizeof v);
+    else
+      memcpy(&v, p, size_t(most(lanes, 0)) * sizeof *p);
+    return v;
   }
 };
 #endif
 
 template <class T> using unit_t = typename Kind<T>::Unit;
 template <class T> constexpr int64_t kTileCols = kTileVectors * kLanes<acc_t<T>>;
-// Units of b that are packed at a time: for float32 320 deep at 768 columns. In proportion to the
-// size of an element, as what is held beside a result is measured by the result.
-template <class T> constexpr int64_t kPanelUnits = 61440 * int64_t(sizeof(T));
-constexpr int64_t kMostUnits = 1024;  // of the depth that are packed at a time
+// Units of b that a thread packs at a time: for float32 256 deep at 768 columns. In proportion to
+// the size of an element, as what is held beside a result is measured by the result.
+template <class T> constexpr int64_t kPanelUnits = 49152 * int64_t(sizeof(T));
+constexpr int64_t kMostUnits = 512;  // of the depth that are packed at a time
 
 // One operand seen from its panels: `lanes` are a's rows or b's columns.
 template <class T> struct Source {
@@ -93,24 +107,30 @@ template <class T> struct Source {
 };
 
 // Panels of kWidth lanes, from first_lane up to `last`: out[unit * kWidth + lane], `stride` from
-// panel to panel. Lanes past the end are zero. Where kWidth is less than a vector, each store
-// overlaps the next one's place, and the last reaches kLanes past the panel.
+// panel to panel. Lanes past the end are zero. Where kWidth divides no vectors, each store overlaps
+// the next one's place, and the last reaches kLanes past the panel.
 template <class T, int64_t kWidth>
 void pack_across(const Source<T>& s, int64_t first_lane, int64_t last, int64_t from, int64_t to,
                  unit_t<T>* out, int64_t stride) {
   using K = Kind<T>;
   using U = unit_t<T>;
+  constexpr int64_t kLane = kLanes<U>, kVectors = 2 * kLane % kWidth == 0 ? 2 : 1;
+  constexpr int64_t kPanels = most(1, kVectors * kLane / kWidth);  // that are read together
+  constexpr size_t kBytes = size_t(kPanels == 1 ? kVectors * kLane : kWidth) * sizeof(U);
   for (int64_t at = from; at < to; at += K::kElements, out += kWidth) {
     // All panels of a step at once: they share its lines and its page.
     U* panel = out;
-    for (int64_t first = first_lane; first < last; first += kWidth, panel += stride)
-      for (int64_t i = 0; i < kWidth; i += kLanes<U>) {
-        const T* data = s.data + first + i + at * s.step;
-        prefetch(data + kStepsAhead * s.step, 0);
-        const Vec<U> v =
-            K::across(data, most(s.lanes - first - i, 0), at + 1 < to ? data + s.step : nullptr);
-        memcpy(panel + i, &v, sizeof v);
-      }
+    for (int64_t lane = first_lane; lane < last; lane += kPanels * kWidth) {
+      const T* data = s.data + lane + at * s.step;
+      for (int64_t v = 0; v < kVectors; ++v)  // a line of one row each, or of two rows
+        prefetch(data + kStepsAhead * s.step + v * (K::kElements == 1 ? kLane : s.step), 0);
+      Vec<U> units[kVectors];
+      K::across(units, data, s.lanes - lane, at + 1 < to ? data + s.step : nullptr);
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < kPanels; ++i, panel += stride)
+        if (lane + i * kWidth < last)
+          memcpy(panel, reinterpret_cast<const U*>(units) + i * kWidth, kBytes);
+    }
   }
 }
 
@@ -185,84 +205,128 @@ void tile(int64_t units, const unit_t<T>* a, int64_t a_row, const unit_t<T>* b, 
     }
 }
 
-// Rows [first, last) for depths [from, to): packs their part of a, then goes over b's panels.
+// Rows and columns of out.
+struct Share {
+  int64_t first_row, last_row, first_col, last_col;
+};
+
+// The shares, one a thread: `across` side by side, `down` one below the other.
+struct Grid {
+  int64_t across, down;
+};
+
+template <class T> Share share_of(const Product& p, const Grid& grid, int64_t i) {
+  constexpr int64_t kHeight = kTileRows<acc_t<T>>, kWidth = kTileCols<T>;
+  const int64_t tiles = ceil_div(p.rows, kHeight), panels = ceil_div(p.cols, kWidth);
+  const int64_t row = i / grid.across, col = i % grid.across;
+  return {tiles * row / grid.down * kHeight, least(p.rows, tiles * (row + 1) / grid.down * kHeight),
+          panels * col / grid.across * kWidth,
+          least(p.cols, panels * (col + 1) / grid.across * kWidth)};
+}
+
+// The cheapest, in multiplications: those of the largest share, 16 for an element that is packed
+// and 8 for one of a that is read as it lies.
+template <class T> Grid grid_of(const Product& p, int64_t threads) {
+  Grid best{1, threads};
+  int64_t least_cost = INT64_MAX;
+  for (int64_t across = 1; across <= threads; ++across) {
+    if (threads % across) continue;
+    const Grid grid{across, threads / across};
+    const Share last = share_of<T>(p, grid, threads - 1);  // of all, which differ by a tile
+    const int64_t rows = last.last_row - last.first_row, cols = last.last_col - last.first_col;
+    const int64_t cost = rows * cols + 16 * cols + (p.a_col == 1 ? 8 : 16) * rows;
+    if (cost < least_cost) least_cost = cost, best = grid;
+  }
+  return best;
+}
+
+// Depths [from, to) of a share's columns of b.
+template <class T>
+void pack(const Product& p, const Share& share, int64_t from, int64_t to, unit_t<T>* out) {
+  constexpr int64_t kWidth = kTileCols<T>;
+  const Source<T> b{static_cast<const T*>(p.b), p.b_col, p.b_row, p.cols};
+  const int64_t units = ceil_div(to - from, Kind<T>::kElements);
+  const int64_t together = (b.step == 1 ? 1 : kPanelsTogether) * kWidth;
+  for (int64_t c = share.first_col; c < share.last_col; c += together, out += together * units) {
+    if (b.step == 1)
+      pack_along<T, kWidth>(b, c, from, to, out);
+    else
+      pack_across<T, kWidth>(b, c, least(c + together, share.last_col), from, to, out,
+                             kWidth * units);
+  }
+}
+
+// Some rows of a share for depths [from, to): packs their part of a, then goes over b's panels.
 template <class T, bool kRowMajor, bool kAdd>
-void block(const Product& p, const Source<T>& a, int64_t first, int64_t last, int64_t from,
-           int64_t to, const unit_t<T>* b) {
+void block(const Product& p, const Share& share, int64_t from, int64_t to, const unit_t<T>* b) {
   using A = acc_t<T>;
   using U = unit_t<T>;
+  using K = Kind<T>;
   constexpr int64_t kHeight = kTileRows<A>;
-  const int64_t units = ceil_div(to - from, Kind<T>::kElements);
+  const Source<T> a{static_cast<const T*>(p.a), p.a_row, p.a_col, p.rows};
+  const int64_t units = ceil_div(to - from, K::kElements);
   const int64_t a_row = ceil_div(units, kLanes<U>) * kLanes<U>;
   const int64_t stride = kHeight * a_row + kLanes<U>;  // from panel to panel
   const Scratch<U> packed(kRows / kHeight * (kHeight * kMostUnits + kLanes<U>));
+  // Whether a row is Units as it lies.
+  const bool there = sizeof(U) == K::kElements * sizeof(T) &&
+                     (a.lane % K::kElements | (to - from) % K::kElements) == 0;
   struct {
     const U* data;
     int64_t row;
   } panels[kRows / kHeight];
   if constexpr (!kRowMajor)
-    pack_across<T, kHeight>(a, first, last, from, to, packed.data(), stride);
-  for (int64_t r = first; r < last; r += kHeight) {
-    auto& panel = panels[(r - first) / kHeight];
-    U* out = packed.data() + (r - first) / kHeight * stride;
-    const bool there = __is_same(T, U) && r + kHeight <= p.rows;  // whole rows of Units
+    pack_across<T, kHeight>(a, share.first_row, share.last_row, from, to, packed.data(), stride);
+  for (int64_t r = share.first_row; r < share.last_row; r += kHeight) {
+    auto& panel = panels[(r - share.first_row) / kHeight];
+    U* out = packed.data() + (r - share.first_row) / kHeight * stride;
     panel = {out, a_row};
-    if (kRowMajor && there)
-      panel = {reinterpret_cast<const U*>(a.data + r * a.lane + from), a.lane};
+    if (kRowMajor && there && r + kHeight <= p.rows)
+      panel = {reinterpret_cast<const U*>(a.data + r * a.lane + from), a.lane / K::kElements};
     else if (kRowMajor)
       pack_rows<T>(a, r, from, to, out, a_row);
   }
-  for (int64_t c = 0; c < p.cols; c += kTileCols<T>)
-    for (int64_t r = first; r < last; r += kHeight)
-      tile<T, kRowMajor, kAdd>(units, panels[(r - first) / kHeight].data,
-                               panels[(r - first) / kHeight].row, b + c * units,
+  for (int64_t c = share.first_col; c < share.last_col; c += kTileCols<T>)
+    for (int64_t r = share.first_row; r < share.last_row; r += kHeight) {
+      const auto& panel = panels[(r - share.first_row) / kHeight];
+      tile<T, kRowMajor, kAdd>(units, panel.data, panel.row, b + (c - share.first_col) * units,
                                static_cast<A*>(p.out) + r * p.out_row + c, p.out_row, p.rows - r,
                                p.cols - c);
-}
-
-// Depths [from, to) of the product.
-template <class T, bool kRowMajor, bool kAdd>
-void slab(const Product& p, int64_t from, int64_t to, unit_t<T>* packed, int64_t threads) {
-  using U = unit_t<T>;
-  constexpr int64_t kHeight = kTileRows<acc_t<T>>, kWidth = kTileCols<T>;
-  const Source<T> a{static_cast<const T*>(p.a), p.a_row, p.a_col, p.rows},
-      b{static_cast<const T*>(p.b), p.b_col, p.b_row, p.cols};
-  const int64_t units = ceil_div(to - from, Kind<T>::kElements);
-  parallel_for(ceil_div(p.cols, kWidth), kWidth * (to - from) * int64_t(sizeof(T)), threads,
-               [&](int64_t first, int64_t last) {
-                 const int64_t together = b.step == 1 ? 1 : kPanelsTogether;
-                 for (int64_t i = first; i < last; i += together) {
-                   U* out = packed + i * kWidth * units;
-                   const int64_t lane = i * kWidth, end = least(i + together, last) * kWidth;
-                   if (b.step == 1)
-                     pack_along<T, kWidth>(b, lane, from, to, out);
-                   else
-                     pack_across<T, kWidth>(b, lane, end, from, to, out, kWidth * units);
-                 }
-               });
-  // Blocks of about equal size, as many for each thread.
-  const int64_t tiles = ceil_div(p.rows, kHeight);
-  const int64_t blocks = threads * ceil_div(p.rows, threads * kRows);
-  parallel_items(blocks, p.rows * p.cols * (to - from) / blocks, threads, [&](int64_t i) {
-    const int64_t first = tiles * i / blocks * kHeight, last = tiles * (i + 1) / blocks * kHeight;
-    block<T, kRowMajor, kAdd>(p, a, first, least(last, p.rows), from, to, packed);
-  });
+    }
 }
 
 template <class T> void run(const Product& p, int64_t threads) {
+  using U = unit_t<T>;
   constexpr int64_t kElements = Kind<T>::kElements, kLeastUnits = 64;
-  const int64_t cols = ceil_div(p.cols, kTileCols<T>) * kTileCols<T>;
-  const int64_t depth = ceil_div(p.depth, kElements);
-  const int64_t allowed = most(kLeastUnits, least(kPanelUnits<T> / cols, kMostUnits));
+  constexpr int64_t kHeight = kTileRows<acc_t<T>>, kWidth = kTileCols<T>;
+  if (p.rows * p.cols * p.depth < kWorthATeam) threads = 1;
+  const Grid grid = grid_of<T>(p, threads);
+  const int64_t panels = ceil_div(p.cols, kWidth), depth = ceil_div(p.depth, kElements);
+  // By the columns of all: the threads do not change the order of additions.
+  const int64_t allowed = most(kLeastUnits, least(kPanelUnits<T> / (panels * kWidth), kMostUnits));
   const int64_t units = ceil_div(depth, most(1, ceil_div(depth, allowed)));  // of equal slabs
   // As much for every product, here and in block(): the pool keeps a block of each size.
-  const Scratch<unit_t<T>> packed(most(cols * units, kPanelUnits<T>));
+  const int64_t each = most(ceil_div(panels, grid.across) * kWidth * units, kPanelUnits<T>);
+  const Scratch<U> packed(threads * each);
+  const int64_t tiles = ceil_div(ceil_div(p.rows, kHeight), grid.down);
+  const int64_t blocks = ceil_div(tiles * kHeight, kRows);  // of a share, about equal
   for (int64_t from = 0; from < p.depth || from == 0; from += units * kElements) {
     const int64_t to = least(from + units * kElements, p.depth);
     const bool row_major = p.a_col == 1, add = p.add || from > 0;
-    (row_major ? add ? slab<T, true, true> : slab<T, true, false>
-     : add ? slab<T, false, true>
-               : slab<T, false, false>)(p, from, to, packed.data(), threads);
+    const auto multiply = row_major ? add ? block<T, true, true> : block<T, true, false>
+                          : add ? block<T, false, true>
+                                    : block<T, false, false>;
+    parallel_for(threads, each * int64_t(sizeof(U)), threads, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i)
+        pack<T>(p, share_of<T>(p, grid, i), from, to, packed.data() + i * each);
+    });
+    parallel_shares(blocks, threads, [&](int64_t owner, int64_t i) {
+      Share share = share_of<T>(p, grid, owner);
+      const int64_t first = share.first_row, tiles = ceil_div(share.last_row - first, kHeight);
+      share.first_row = first + tiles * i / blocks * kHeight;
+      share.last_row = least(share.last_row, first + tiles * (i + 1) / blocks * kHeight);
+      multiply(p, share, from, to, packed.data() + owner * each);
+    });
     if (units == 0) return;
   }
 }

@@ -64,8 +64,8 @@ template <class To, class From> FASTLM_INLINE To bit_cast(From from) {
   return to;
 }
 
-FASTLM_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-FASTLM_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+FASTLM_INLINE constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+FASTLM_INLINE constexpr int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 FASTLM_INLINE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <class A> FASTLM_INLINE Vec<A> all(A value) { return value - Vec<A>{}; }

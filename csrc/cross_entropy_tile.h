@@ -10,10 +10,11 @@ struct CrossEntropyTile {
   // Logits in the accumulation type, contiguous, of all rows in forward; in backward of those from
   // kept_rows on. What is computed of them is computed of their values rounded to dtype.
   void* logits;
-  // What forward leaves to backward of the first kept_rows rows: in dtype; for float32 as codes of
-  // three bytes (rows * classes of two, then as many of one) with one factor a row.
+  // What forward leaves to backward of the first kept_rows rows. float64: the logits. float32:
+  // codes of three bytes, kept_rows * classes of two, then as many of one. bfloat16: codes of
+  // twelve bits, kept_rows * classes bytes, then a byte for each two. Codes have one factor a row.
   void* kept;
-  float* factor;          // (kept_rows), for float32
+  void* factor;           // (kept_rows) in dtype, for codes
   const int64_t* target;  // (rows), counted from the first class of all
   const void* weight;     // (classes) in the accumulation type, or null
   int64_t rows, kept_rows, classes, first_class;

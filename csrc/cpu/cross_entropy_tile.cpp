@@ -3,62 +3,16 @@
 // A tile was just written by a matrix product and is read by the next, so it is in the caches, and
 // a row of it in L1: forward goes over it twice, for the largest logit and for the exponentials and
 // what is kept; backward once. Each thread takes some of the rows.
-//
-// A kept float32 logit is a fixed-point number of 23 bits, relative to the largest of its row in
-// the tile: an error of 2^-23 of that one, which is about what the product that made it rounds, at
-// three quarters of the memory.
 #include "../cross_entropy_tile.h"
 
 #include "for_dtype.h"
+#include "kept_logits.h"
 #include "logits_row.h"
 #include "parallel.h"
+#include "scratch.h"
 
 namespace fastlm::cpu::FASTLM_ISA {
 namespace {
-
-// ---- what is kept ----
-
-constexpr float kSteps = 4194303.0f;  // 2^22 - 1: a code is round(z / factor) + 2^22
-constexpr uint32_t kInfinite = 1u << 23;
-
-typedef uint8_t Bytes __attribute__((vector_size(kVectorBytes / 4)));
-
-FASTLM_INLINE int64_t live_lanes(Full) { return kLanes<float>; }
-FASTLM_INLINE int64_t live_lanes(Part part) { return part.count; }
-
-struct Codes {
-  uint16_t* low;
-  uint8_t* high;
-
-  template <class Span>
-  FASTLM_INLINE void store(int64_t c, Vec<float> z, float steps, Span span) const {
-    // Adding 1.5 * 2^23 rounds to whole numbers and leaves them, plus 2^22, in the low 23 bits.
-    Vec<uint32_t> code = bit_cast<Vec<uint32_t>>(z * steps + 12582912.0f) & 0x7fffffu;
-    code = z == -INFINITY ? Vec<uint32_t>{} + kInfinite : code;
-    const Half16 two = to_16_bits(code & 0xffffu);
-    const Bytes one = __builtin_convertvector(code >> 16, Bytes);
-    memcpy(low + c, &two, size_t(live_lanes(span)) * 2);
-    memcpy(high + c, &one, size_t(live_lanes(span)));
-  }
-  template <class Span> FASTLM_INLINE Vec<float> load(int64_t c, float factor, Span span) const {
-    Half16 two{};
-    Bytes one{};
-    memcpy(&two, low + c, size_t(live_lanes(span)) * 2);
-    memcpy(&one, high + c, size_t(live_lanes(span)));
-    const Vec<uint32_t> code = to_32_bits(two) | __builtin_convertvector(one, Vec<uint32_t>) << 16;
-    // As the low bits of a float in [2^23, 2^24), it is the number plus 2^23 + 2^22.
-    const Vec<float> z = (bit_cast<Vec<float>>(code | 0x4b000000u) - 12582912.0f) * factor;
-    return code == kInfinite ? all(-INFINITY) : z;
-  }
-};
-
-inline Codes codes_of(const CrossEntropyTile& p, int64_t r) {
-  uint16_t* low = static_cast<uint16_t*>(p.kept);
-  uint8_t* high = reinterpret_cast<uint8_t*>(low + p.kept_rows * p.classes);
-  return {low + r * p.classes, high + r * p.classes};
-}
-
-// ---- a row of logits ----
 
 template <class T, class A> FASTLM_INLINE Vec<A> rounded_to(Vec<A> v) {
   if constexpr (__is_same(T, bf16))
@@ -88,38 +42,42 @@ inline int64_t target_column(const CrossEntropyTile& p, int64_t r) {
   return column >= 0 && column < p.classes ? column : -1;
 }
 
-template <class T> void forward_row(const CrossEntropyTileForward& p, int64_t r) {
+// 0 for -inf.
+template <class A> FASTLM_INLINE Vec<A> finite_size(Vec<A> z) {
+  return z == -A(INFINITY) ? Vec<A>{} : max(z, -z);
+}
+
+// `codes` is KeptRow's.
+template <class T> void forward_row(const CrossEntropyTileForward& p, int64_t r, uint16_t* codes) {
   using A = acc_t<T>;
   const int64_t classes = p.tile.classes;
   const bool kept = r < p.tile.kept_rows;
   const Tile<T> tile(p.tile);
   const A* logits = static_cast<const A*>(p.tile.logits) + r * classes;
-  const auto at = [&](int64_t c, auto span) __attribute__((always_inline)) {
-    return tile.capped(rounded_to<T, A>(load(logits + c, span)));
+  const auto raw = [&](int64_t c, auto span) __attribute__((always_inline)) {
+    return rounded_to<T, A>(load(logits + c, span));
   };
+  const auto at = [&](int64_t c, auto span)
+                      __attribute__((always_inline)) { return tile.capped(raw(c, span)); };
   A &base = static_cast<A*>(p.base)[r], &total = static_cast<A*>(p.total)[r];
   Vec<A> highest = all(base), furthest = {};
   sweep<A>(classes, [&](int64_t c, auto span) __attribute__((always_inline)) {
     const Vec<A> z = at(c, span);
     highest = max(highest, tail_is<A>(z, span, -A(INFINITY)));
-    if (__is_same(T, float)) furthest = max(furthest, z == -A(INFINITY) ? Vec<A>{} : max(z, -z));
+    furthest = max(furthest, finite_size<A>(KeptRow<T>::kCapped ? z : raw(c, span)));
   });
   const A peak = largest<A>(highest);
   const A relative_to = peak == -A(INFINITY) ? A(0) : peak;  // only -inf so far: exponentials are 0
-  // Below 1e-30 a logit is as good as zero, and its steps would not be finite.
-  const A reach = largest<A>(furthest), steps = reach > A(1e-30) ? A(kSteps) / reach : A(0);
-  if (__is_same(T, float) && kept) p.tile.factor[r] = float(reach / A(kSteps));
+  KeptRow<T> row(p.tile, r, codes);
+  if (kept) row.begin(largest<A>(furthest));
   Vec<A> sums = {}, weighted = {};
   sweep<A>(classes, [&](int64_t c, auto span) __attribute__((always_inline)) {
     const Vec<A> z = at(c, span), distance = live<A>(z - relative_to, span);
     sums += live<A>(exp2_bounded(distance * A(kLog2e)), span);
     if (p.weighted) weighted += distance * tile.weight_at(c, span);
-    if constexpr (__is_same(T, float)) {
-      if (kept) codes_of(p.tile, r).store(c, z, steps, span);
-    } else if (kept) {
-      store(static_cast<T*>(p.tile.kept) + r * classes + c, load(logits + c, span), span);
-    }
+    if (kept) row.store(c, KeptRow<T>::kCapped ? z : raw(c, span), span);
   });
+  if (kept) row.end();
   total = total * A(::exp(double(base - relative_to))) + sum<A>(sums);
   base = peak;
   const int64_t target = target_column(p.tile, r);
@@ -161,20 +119,15 @@ FASTLM_INLINE void backward_row(const CrossEntropyTileBackward& p, int64_t r, co
   if (target >= 0) put(out + target, target_gradient);
 }
 
-template <class T> void backward_kept_row(const CrossEntropyTileBackward& p, int64_t r) {
-  if constexpr (__is_same(T, float)) {
-    const Codes codes = codes_of(p.tile, r);
-    const float factor = p.tile.factor[r];
-    backward_row<T>(p, r, [&](int64_t c, auto span) __attribute__((always_inline)) {
-      return codes.load(c, factor, span);
-    });
-  } else {
-    const Tile<T> tile(p.tile);
-    const T* logits = static_cast<const T*>(p.tile.kept) + r * p.tile.classes;
-    backward_row<T>(p, r, [&](int64_t c, auto span) __attribute__((always_inline)) {
-      return tile.capped(load(logits + c, span));
-    });
-  }
+template <class T>
+void backward_kept_row(const CrossEntropyTileBackward& p, int64_t r, uint16_t* codes) {
+  const Tile<T> tile(p.tile);
+  KeptRow<T> row(p.tile, r, codes);
+  row.open();
+  backward_row<T>(p, r, [&](int64_t c, auto span) __attribute__((always_inline)) {
+    const auto z = row.load(c, span);
+    return KeptRow<T>::kCapped ? z : tile.capped(z);
+  });
 }
 
 template <class T> void backward_other_row(const CrossEntropyTileBackward& p, int64_t r) {
@@ -193,7 +146,8 @@ void launch(const CrossEntropyTileForward& p, int64_t threads) {
     using T = decltype(element);
     parallel_for(p.tile.rows, p.tile.classes * int64_t(sizeof(T)), threads,
                  [&](int64_t first, int64_t last) {
-                   for (int64_t r = first; r < last; ++r) forward_row<T>(p, r);
+                   const Scratch<uint16_t> codes(p.tile.classes);
+                   for (int64_t r = first; r < last; ++r) forward_row<T>(p, r, codes.data());
                  });
   });
 }
@@ -203,8 +157,12 @@ void launch(const CrossEntropyTileBackward& p, int64_t threads) {
     using T = decltype(element);
     parallel_for(p.tile.rows, p.tile.classes * int64_t(sizeof(T)), threads,
                  [&](int64_t first, int64_t last) {
+                   const Scratch<uint16_t> codes(p.tile.classes);
                    for (int64_t r = first; r < last; ++r)
-                     (r < p.tile.kept_rows ? backward_kept_row<T> : backward_other_row<T>)(p, r);
+                     if (r < p.tile.kept_rows)
+                       backward_kept_row<T>(p, r, codes.data());
+                     else
+                       backward_other_row<T>(p, r);
                  });
   });
 }

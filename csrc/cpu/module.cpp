@@ -92,24 +92,16 @@ CrossEntropyTile tile_of(const TensorView& logits, const TensorView& kept, const
                          int64_t classes, int64_t first_class, double softcap) {
   const char* op = "linear_cross_entropy";
   check_floating(kept, op);
-  const bool codes = kept.dtype == DType::f32;
-  const int64_t values = kept_rows * classes;
-  if (kept.count() < (codes ? (3 * values + 3) / 4 : values))
-    refuse(op, "room for what is kept", kept);
-  check_size(factor, codes ? kept_rows : factor.count(), DType::f32, op);
+  const bool codes = kept.dtype != DType::f64;  // which take three quarters of the bytes
+  const int64_t element = codes ? kept.dtype == DType::f32 ? 4 : 2 : 8;
+  const int64_t row = codes ? (3 * element * classes + 3) / 4 : element * classes;
+  if (kept.count() * element < kept_rows * row) refuse(op, "room for what is kept", kept);
+  check_size(factor, codes ? kept_rows : factor.count(), kept.dtype, op);
   check_size(target, target.count(), DType::i64, op);
   check_size(weight, classes, statistics_dtype(kept), op);
-  return {logits.data,
-          kept.data,
-          static_cast<float*>(factor.data),
-          static_cast<const int64_t*>(target.data),
-          data(weight),
-          target.count(),
-          kept_rows,
-          classes,
-          first_class,
-          softcap,
-          kept.dtype};
+  return {logits.data,  kept.data,      factor.data, static_cast<const int64_t*>(target.data),
+          data(weight), target.count(), kept_rows,   classes,
+          first_class,  softcap,        kept.dtype};
 }
 
 void cross_entropy_tile_forward(const TensorView& base, const TensorView& total,

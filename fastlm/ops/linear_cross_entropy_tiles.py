@@ -3,8 +3,9 @@
 As Wijmans et al. 2024, "Cut Your Losses in Large-Vocabulary Language Models": one sweep over the
 tiles keeps each row's log-sum-exp, a second one turns a tile's logits into their gradient in the
 cache and multiplies it with both operands. Where the weight gets a gradient, the first sweep leaves
-its logits in the memory of that gradient, which has room for as many rows as there are features
-(a third more in float32, csrc/cpu/cross_entropy_tile.cpp); those of further rows are made again.
+its logits in the memory of that gradient, as codes of three quarters of their size
+(csrc/cpu/kept_logits.h): of a third more rows than there are features. Those of further rows are
+made again.
 Every product accumulates in float32. In bfloat16 the buffers of a tile lie in the memory of input's
 gradient, which is written last.
 """
@@ -64,9 +65,8 @@ class _Tile(NamedTuple):
 class _Tiles:
     """One call: its operands, and the buffers that its tiles share.
 
-    `logits` holds those of a tile in the accumulation type. The first `kept` rows leave theirs in
-    `room`, the memory of the weight's gradient, from the first sweep to the second; `spare` is that
-    of input's.
+    `logits` holds those of a tile in the accumulation type. From the first sweep to the second they
+    lie in `room`, the memory of the weight's gradient; `spare` is that of input's.
     """
 
     def __init__(
@@ -77,10 +77,9 @@ class _Tiles:
         self.where = where(x)
         rows, features = x.shape
         self.classes = linear_weight.shape[0]
-        self.width = min(_width(self.classes, x.dtype), self.classes)
+        self.width = min(_width(rows, features, self.classes, x.dtype), self.classes)
         self.sums_dtype = statistics_like(x, ()).dtype
         self.narrow = x.dtype != self.sums_dtype
-        self.kept = 0 if room is None else min(rows, _rows_in(features, x.dtype))
         self.tiles = self._tiles_of(linear_weight, linear_bias, weight, room)
         size = self.width * (max(rows, features) if self.narrow else rows)
         if not self.narrow:
@@ -94,11 +93,16 @@ class _Tiles:
     def _tiles_of(self, linear_weight, linear_bias, weight, room) -> list[_Tile]:
         """All at once: between two products every call of torch's leaves the threads waiting."""
         firsts = range(0, self.classes, self.width)
-        rows_with_factors = self.kept if self.x.dtype == torch.float32 else 0
-        factors = memory.empty((len(firsts), rows_with_factors), torch.float32, self.x.device)
-        rooms = room.split(self.width) if self.kept else [self.x.new_empty(0)] * len(firsts)
-        kept = [(*pair, self.kept) for pair in zip(rooms, factors.unbind(), strict=True)]
-        parameters = map(self._parts, (linear_weight, linear_bias, weight))
+        parameters = [self._parts(t) for t in (linear_weight, linear_bias, weight)]
+        if room is None:
+            nothing = self.x.new_empty(0)
+            kept = [(nothing, nothing, 0)] * len(firsts)
+        else:
+            rooms = self._parts(room)
+            rows = [min(len(self.x), _rows_in(part)) for part in rooms]
+            factors = memory.empty((len(firsts), max(rows)), self.x.dtype, self.x.device)
+            factors = [of_tile[:n] for of_tile, n in zip(factors.unbind(), rows, strict=True)]
+            kept = list(zip(rooms, factors, rows, strict=True))
         return list(map(_Tile, firsts, *parameters, kept))
 
     def _parts(self, t: Tensor | None) -> Sequence[Tensor | None]:
@@ -135,7 +139,7 @@ class _Tiles:
         for tile, dweight, dbias in zip(self.tiles, *dparameters, strict=True):
             part = tile.linear_weight
             dlogits = _matrix(self.dlogits, self.x.shape[0], part.shape[0])
-            logits = self._make(self.kept, tile)
+            logits = self._make(tile.kept[2], tile)
             self.kernels.cross_entropy_tile_backward(
                 dlogits, *tile.kept, logits, self.target, tile.weight, lse, *scales, tile.first,
                 self.softcap, self.where,
@@ -183,17 +187,21 @@ class _Tiles:
         return tuple(t.to(dloss.dtype) for t in (softmax, smooth, hard))
 
 
-def _width(classes: int, dtype: torch.dtype) -> int:
+def _width(rows: int, features: int, classes: int, dtype: torch.dtype) -> int:
     """Classes of a tile. The wider it is, the less often input is packed for the weight's gradient;
-    its logits stay at 2 % of all of them (float32) or, held in float32 too, at 1 % (bfloat16).
+    its logits stay at 2 % of all of them or, in bfloat16, where float32 ones and their gradient are
+    held, at 1 % or in the memory of input's gradient.
     """
-    width = min(576, classes // (256 if dtype == torch.bfloat16 else 64))
-    return max(96, width // 48 * 48)  # whole register tiles of every instruction set
+    width = classes // 64
+    if dtype == torch.bfloat16:
+        width = max(classes // 256, rows * features // (2 * max(rows, features) + rows))
+    return max(64, min(576, width) // 64 * 64)  # whole register tiles of two threads
 
 
-def _rows_in(features: int, dtype: torch.dtype) -> int:
-    """Of how many rows the weight's gradient has room for the logits, of three bytes in float32."""
-    return features * 4 // 3 if dtype == torch.float32 else features
+def _rows_in(room: Tensor) -> int:
+    """Of how many rows the gradient of a tile's weight has room for the logits."""
+    size = len(room) * room.element_size()
+    return room.nbytes // (size if room.dtype == torch.float64 else -(-size * 3 // 4))
 
 
 def _matrix(memory_of: Tensor, rows: int, cols: int) -> Tensor:

@@ -12,9 +12,9 @@ struct CrossEntropyTile {
   void* logits;
   // What forward leaves to backward of the first kept_rows rows. float64: the logits. float32:
   // codes of three bytes, kept_rows * classes of two, then as many of one. bfloat16: codes of
-  // twelve bits, kept_rows * classes bytes, then a byte for each two. Codes have one factor a row.
+  // twelve bits, kept_rows * classes bytes, then a byte for each two. Codes have one scale a row.
   void* kept;
-  void* factor;           // (kept_rows) in dtype, for codes
+  void* scale;            // (kept_rows): float's factor as float, bfloat16's exponent as uint8_t
   const int64_t* target;  // (rows), counted from the first class of all
   const void* weight;     // (classes) in the accumulation type, or null
   int64_t rows, kept_rows, classes, first_class;

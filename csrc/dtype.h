@@ -5,7 +5,7 @@
 
 namespace fastlm {
 
-enum class DType : int { f32, f64, bf16, f16, i32, i64, other };
+enum class DType : int { f32, f64, bf16, f16, u8, i32, i64, other };
 
 constexpr const char* name_of(DType dtype) {
   switch (dtype) {
@@ -13,6 +13,7 @@ constexpr const char* name_of(DType dtype) {
     case DType::f64: return "float64";
     case DType::bf16: return "bfloat16";
     case DType::f16: return "float16";
+    case DType::u8: return "uint8";
     case DType::i32: return "int32";
     case DType::i64: return "int64";
     default: return "a dtype that no kernel takes";

@@ -9,8 +9,9 @@ namespace fastlm {
 struct Product {
   const void *a, *b;  // (rows, depth) and (depth, cols)
   void* out;          // (rows, cols) in the accumulation type, its columns side by side
+  void* rounded;      // the same in dtype, or null
   int64_t rows, cols, depth;
-  int64_t a_row, a_col, b_row, b_col, out_row;
+  int64_t a_row, a_col, b_row, b_col, out_row, rounded_row;
   bool add;
   DType dtype;  // of a and b
 };

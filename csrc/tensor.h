@@ -58,6 +58,7 @@ inline DType dtype_of(dlpack::DataType type) {
   switch (type.code * 256 + type.bits) {
     case 0 * 256 + 32: return DType::i32;
     case 0 * 256 + 64: return DType::i64;
+    case 1 * 256 + 8: return DType::u8;
     case 2 * 256 + 16: return DType::f16;
     case 2 * 256 + 32: return DType::f32;
     case 2 * 256 + 64: return DType::f64;
@@ -67,7 +68,8 @@ inline DType dtype_of(dlpack::DataType type) {
 }
 
 inline DType dtype_of(const std::string& torch_name) {
-  for (DType dtype : {DType::f32, DType::f64, DType::bf16, DType::f16, DType::i32, DType::i64})
+  for (DType dtype :
+       {DType::f32, DType::f64, DType::bf16, DType::f16, DType::u8, DType::i32, DType::i64})
     if (torch_name == std::string("torch.") + name_of(dtype)) return dtype;
   return DType::other;
 }

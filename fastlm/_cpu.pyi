@@ -127,14 +127,16 @@ def cross_entropy_backward(
 def linear(
     y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, in_major: bool, threads: int
 ) -> None: ...
-def product(out: Tensor, a: Tensor, b: Tensor, add: bool, threads: int) -> None: ...
+def product(
+    out: Tensor, rounded: Tensor | None, a: Tensor, b: Tensor, add: bool, threads: int
+) -> None: ...
 def cross_entropy_tile_forward(
     base: Tensor,
     total: Tensor,
     target_logit: Tensor,
     weighted: Tensor | None,
     kept: Tensor,
-    factor: Tensor,
+    scale: Tensor,
     kept_rows: int,
     logits: Tensor,
     target: Tensor,
@@ -146,7 +148,7 @@ def cross_entropy_tile_forward(
 def cross_entropy_tile_backward(
     dlogits: Tensor,
     kept: Tensor,
-    factor: Tensor,
+    scale: Tensor,
     kept_rows: int,
     logits: Tensor,
     target: Tensor,

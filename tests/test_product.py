@@ -34,11 +34,13 @@ def test_product(size, dtype, transposed, cpp):
     wanted, sums = a.double() @ b.double(), F64 if dtype == F64 else F32
     room = torch.full((size[0], size[1] + 3), torch.nan, dtype=sums)
     out = room[:, : size[1]]
-    _cpu.product(out, a, b, False, 2)
+    rounded = torch.empty(size[0], size[1] + 1, dtype=dtype)[:, 1:]
+    _cpu.product(out, rounded, a, b, False, 2)
+    assert torch.equal(rounded, out.to(dtype))
     # The bound of a sum of `depth` products in any order, doubled by the second call.
     bound = (1 + size[2]) * torch.finfo(sums).eps * (a.double().abs() @ b.double().abs())
     assert ((out.double() - wanted).abs() <= bound).all()
-    _cpu.product(out, a, b, True, 2)
+    _cpu.product(out, None, a, b, True, 2)
     assert ((out.double() - 2 * wanted).abs() <= 2 * bound).all()
     assert room[:, size[1] :].isnan().all()
 
@@ -49,22 +51,24 @@ def test_same_bits_with_any_number_of_threads_and_rows(dtype, cpp):
     found = []
     for threads in (1, 2, 3):
         found.append(torch.empty(301, 200))
-        _cpu.product(found[-1], a, b, False, threads)
+        _cpu.product(found[-1], None, a, b, False, threads)
         assert torch.equal(found[-1], found[0])
     few = torch.empty(7, 200)
-    _cpu.product(few, a[100:107], b, False, 2)
+    _cpu.product(few, None, a[100:107], b, False, 2)
     assert torch.equal(few, found[0][100:107])
 
 
 A, B, OUT = torch.randn(4, 6), torch.randn(6, 5), torch.empty(4, 5)
 BAD = {
-    "another depth": (OUT, A, B[:5]),
-    "another dtype": (OUT, A, B.double()),
-    "sums in a narrow dtype": (OUT.to(BF16), A.to(BF16), B.to(BF16)),
-    "other rows": (OUT[:3], A, B),
-    "float16": (OUT, A.half(), B.half()),
-    "gaps in both directions": (OUT, torch.randn(4, 12)[:, ::2], B),
-    "an output in columns": (torch.empty(5, 4).t(), A, B),
+    "another depth": (OUT, None, A, B[:5]),
+    "another dtype": (OUT, None, A, B.double()),
+    "sums in a narrow dtype": (OUT.to(BF16), None, A.to(BF16), B.to(BF16)),
+    "other rows": (OUT[:3], None, A, B),
+    "float16": (OUT, None, A.half(), B.half()),
+    "gaps in both directions": (OUT, None, torch.randn(4, 12)[:, ::2], B),
+    "an output in columns": (torch.empty(5, 4).t(), None, A, B),
+    "rounded to another dtype": (OUT, OUT.to(BF16), A, B),
+    "rounded, other columns": (OUT, torch.empty(4, 6), A, B),
 }
 
 

@@ -35,23 +35,23 @@ template <class T> struct KeptRow {
 // that one, is about what the product that made them rounds.
 template <> struct KeptRow<float> {
   static constexpr bool kCapped = true;
-  static constexpr float kSteps = 4194303.0f;  // 2^22 - 1: a code is round(z / factor) + 2^22
+  static constexpr float kSteps = 4194303.0f;  // 2^22 - 1: a code is round(z / scale) + 2^22
   static constexpr uint32_t kInfinite = 1u << 23;
   typedef uint8_t Bytes __attribute__((vector_size(kVectorBytes / 4)));
 
   uint16_t* low;
   uint8_t* high;
-  float* factor;
+  float* scale;
   float steps = 0;
 
   KeptRow(const CrossEntropyTile& p, int64_t r, uint16_t*) {
     low = static_cast<uint16_t*>(p.kept);
     high = reinterpret_cast<uint8_t*>(low + p.kept_rows * p.classes) + r * p.classes;
     low += r * p.classes;
-    factor = static_cast<float*>(p.factor) + r;
+    scale = static_cast<float*>(p.scale) + r;
   }
   void begin(float reach) {
-    *factor = reach / kSteps;
+    *scale = reach / kSteps;
     // Below 1e-30 a logit is as good as zero, and its steps would not be finite.
     steps = reach > 1e-30f ? kSteps / reach : 0;
   }
@@ -66,21 +66,32 @@ template <> struct KeptRow<float> {
   }
   void end() const {}
   void open() const {}
+  // By name: GCC 12 takes the bytes one by one.
+  static FASTLM_INLINE Vec<uint32_t> to_32_bits_of(Bytes bytes) {
+#if defined(__AVX512F__)
+    return bit_cast<Vec<uint32_t>>(_mm512_cvtepu8_epi32(bit_cast<__m128i>(bytes)));
+#elif defined(__AVX2__)
+    return bit_cast<Vec<uint32_t>>(
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(&bytes))));
+#else
+    return __builtin_convertvector(bytes, Vec<uint32_t>);
+#endif
+  }
   template <class Span> FASTLM_INLINE Vec<float> load(int64_t c, Span span) const {
     Half16 two{};
     Bytes one{};
     memcpy(&two, low + c, size_t(live_lanes(span)) * 2);
     memcpy(&one, high + c, size_t(live_lanes(span)));
-    const Vec<uint32_t> code = to_32_bits(two) | __builtin_convertvector(one, Vec<uint32_t>) << 16;
+    const Vec<uint32_t> code = to_32_bits(two) | to_32_bits_of(one) << 16;
     // As the low bits of a float in [2^23, 2^24), it is the number plus 2^23 + 2^22.
-    const Vec<float> z = (bit_cast<Vec<float>>(code | 0x4b000000u) - 12582912.0f) * *factor;
+    const Vec<float> z = (bit_cast<Vec<float>>(code | 0x4b000000u) - 12582912.0f) * *scale;
     return code == kInfinite ? all(-INFINITY) : z;
   }
 };
 
 // Floats of twelve bits: a sign, four of exponent and seven of mantissa, as bfloat16 has. They are
-// exact down to 2^-13 of the factor, the power of two of the row's largest in the tile, and have an
-// error of 2^-21 of it below. `codes` holds them apart, a row at a time.
+// exact down to 2^-13 of the power of two of the row's largest in the tile, whose exponent is the
+// scale, and have an error of 2^-21 of it below. `codes` holds them apart, a row at a time.
 template <> struct KeptRow<bf16> {
   static constexpr bool kCapped = false;
   static constexpr uint32_t kLeastNormal = 1u << 7, kInfinite = 0xfff;
@@ -88,7 +99,7 @@ template <> struct KeptRow<bf16> {
   uint8_t* low;   // the lower eight bits of each
   uint8_t* high;  // the upper four of the first half of the classes and of the second, in pairs
   int64_t classes, half;
-  bf16* factor;
+  uint8_t* exponent;
   uint16_t* codes;
   uint32_t base = 0;          // what the code of a normal number lacks to the upper half of a float
   float step = 0, steps = 0;  // of a smaller one, and its inverse
@@ -97,12 +108,11 @@ template <> struct KeptRow<bf16> {
       : classes(p.classes), half(ceil_div(classes, 2)), codes(codes) {
     low = static_cast<uint8_t*>(p.kept) + r * classes;
     high = static_cast<uint8_t*>(p.kept) + p.kept_rows * classes + r * half;
-    factor = static_cast<bf16*>(p.factor) + r;
+    exponent = static_cast<uint8_t*>(p.scale) + r;
   }
   void begin(float reach) {
     // Not so small that a step would be denormal.
-    put(factor,
-        bit_cast<float>(bit_cast<uint32_t>(reach > 0x1p-100f ? reach : 0x1p-100f) & 0xff800000u));
+    *exponent = uint8_t(bit_cast<uint32_t>(reach > 0x1p-100f ? reach : 0x1p-100f) >> 23);
     set_scale();
   }
   template <class Span> FASTLM_INLINE void store(int64_t c, Vec<float> z, Span span) const {
@@ -117,19 +127,10 @@ template <> struct KeptRow<bf16> {
     const Half16 lanes = to_16_bits(code);
     memcpy(codes + c, &lanes, size_t(live_lanes(span)) * 2);
   }
-  void end() const {
-    const uint16_t* second = codes + half;
-    for (int64_t c = 0; c < classes; ++c) low[c] = uint8_t(codes[c]);
-    for (int64_t c = 0; c < classes - half; ++c)
-      high[c] = uint8_t(codes[c] >> 8 | second[c] >> 8 << 4);
-    if (half > classes - half) high[half - 1] = uint8_t(codes[half - 1] >> 8);
-  }
+  void end() const { pack(codes, low, high, half, classes - half); }
   void open() {
     set_scale();
-    uint16_t* second = codes + half;
-    for (int64_t c = 0; c < half; ++c) codes[c] = uint16_t(low[c] | (high[c] & 15) << 8);
-    for (int64_t c = 0; c < classes - half; ++c)
-      second[c] = uint16_t(low[half + c] | high[c] >> 4 << 8);
+    unpack(codes, low, high, half, classes - half);
   }
   template <class Span> FASTLM_INLINE Vec<float> load(int64_t c, Span span) const {
     Half16 lanes{};
@@ -143,10 +144,25 @@ template <> struct KeptRow<bf16> {
   }
 
  private:
+  // Static: a byte that is written could be one of the members.
+  static void pack(const uint16_t* __restrict codes, uint8_t* __restrict low,
+                   uint8_t* __restrict high, int64_t first, int64_t second) {
+    for (int64_t c = 0; c < first + second; ++c) low[c] = uint8_t(codes[c]);
+    for (int64_t c = 0; c < second; ++c)
+      high[c] = uint8_t(codes[c] >> 8 | codes[first + c] >> 8 << 4);
+    if (first > second) high[second] = uint8_t(codes[second] >> 8);
+  }
+  static void unpack(uint16_t* __restrict codes, const uint8_t* __restrict low,
+                     const uint8_t* __restrict high, int64_t first, int64_t second) {
+    for (int64_t c = 0; c < first; ++c) codes[c] = uint16_t(low[c] | (high[c] & 15) << 8);
+    for (int64_t c = 0; c < second; ++c)
+      codes[first + c] = uint16_t(low[first + c] | high[c] >> 4 << 8);
+  }
   void set_scale() {
-    base = (uint32_t(factor->bits)) - (14u << 7);
-    step = scalar(*factor) * 0x1p-20f;
-    steps = 0x1p20f / scalar(*factor);
+    const uint32_t power = *exponent;
+    base = (power - 14) << 7;
+    step = bit_cast<float>((power - 20) << 23);
+    steps = bit_cast<float>((254 - (power - 20)) << 23);
   }
 };
 

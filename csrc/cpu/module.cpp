@@ -69,8 +69,8 @@ struct Matrix {
   }
 };
 
-void product(const TensorView& out, const TensorView& a, const TensorView& b, bool add,
-             int64_t threads) {
+void product(const TensorView& out, const OptionalView& rounded, const TensorView& a,
+             const TensorView& b, bool add, int64_t threads) {
   if (!is_floating(a.dtype) || a.dtype == DType::f16)
     refuse("product: a", "float32, float64 or bfloat16", a);
   const Matrix mo(out, "product: out"), ma(a, "product: a"), mb(b, "product: b");
@@ -80,14 +80,18 @@ void product(const TensorView& out, const TensorView& a, const TensorView& b, bo
     refuse("product: b", "the dtype and as many rows as the columns of " + describe(a), b);
   if (mo.rows != ma.rows || mo.cols != mb.cols)
     refuse("product: out", "the rows of " + describe(a) + " and columns of " + describe(b), out);
-  const Product p{a.data, b.data, out.data, ma.rows, mb.cols, ma.cols, ma.row,
-                  ma.col, mb.row, mb.col,   mo.row,  add,     a.dtype};
+  const Matrix mr = rounded ? Matrix(*rounded, "product: rounded") : mo;
+  if (rounded &&
+      (mr.rows != mo.rows || mr.cols != mo.cols || mr.col != 1 || rounded->dtype != a.dtype))
+    refuse("product: rounded", "what out is, in the dtype of " + describe(a), *rounded);
+  const Product p{a.data, b.data, out.data, data(rounded), ma.rows, mb.cols, ma.cols, ma.row,
+                  ma.col, mb.row, mb.col,   mo.row,        mr.row,  add,     a.dtype};
   const py::gil_scoped_release unlocked;
   launch(p, threads);
 }
 
 // Rows and classes are dlogits' or, in forward, the logits'; `kept` has x's dtype.
-CrossEntropyTile tile_of(const TensorView& logits, const TensorView& kept, const TensorView& factor,
+CrossEntropyTile tile_of(const TensorView& logits, const TensorView& kept, const TensorView& scale,
                          int64_t kept_rows, const TensorView& target, const OptionalView& weight,
                          int64_t classes, int64_t first_class, double softcap) {
   const char* op = "linear_cross_entropy";
@@ -96,17 +100,18 @@ CrossEntropyTile tile_of(const TensorView& logits, const TensorView& kept, const
   const int64_t element = codes ? kept.dtype == DType::f32 ? 4 : 2 : 8;
   const int64_t row = codes ? (3 * element * classes + 3) / 4 : element * classes;
   if (kept.count() * element < kept_rows * row) refuse(op, "room for what is kept", kept);
-  check_size(factor, codes ? kept_rows : factor.count(), kept.dtype, op);
+  check_size(scale, codes ? kept_rows : scale.count(),
+             kept.dtype == DType::bf16 ? DType::u8 : kept.dtype, op);
   check_size(target, target.count(), DType::i64, op);
   check_size(weight, classes, statistics_dtype(kept), op);
-  return {logits.data,  kept.data,      factor.data, static_cast<const int64_t*>(target.data),
-          data(weight), target.count(), kept_rows,   classes,
+  return {logits.data,  kept.data,      scale.data, static_cast<const int64_t*>(target.data),
+          data(weight), target.count(), kept_rows,  classes,
           first_class,  softcap,        kept.dtype};
 }
 
 void cross_entropy_tile_forward(const TensorView& base, const TensorView& total,
                                 const TensorView& target_logit, const OptionalView& weighted,
-                                const TensorView& kept, const TensorView& factor, int64_t kept_rows,
+                                const TensorView& kept, const TensorView& scale, int64_t kept_rows,
                                 const TensorView& logits, const TensorView& target,
                                 const OptionalView& weight, int64_t first_class, double softcap,
                                 int64_t threads) {
@@ -115,7 +120,7 @@ void cross_entropy_tile_forward(const TensorView& base, const TensorView& total,
     check_size(*t, target.count(), statistics_dtype(kept), op);
   check_size(weighted, target.count(), DType::f64, op);
   check_size(logits, target.count() * cols_of(logits), statistics_dtype(kept), op);
-  const CrossEntropyTileForward p{tile_of(logits, kept, factor, kept_rows, target, weight,
+  const CrossEntropyTileForward p{tile_of(logits, kept, scale, kept_rows, target, weight,
                                           cols_of(logits), first_class, softcap),
                                   base.data, total.data, target_logit.data,
                                   static_cast<double*>(data(weighted))};
@@ -124,7 +129,7 @@ void cross_entropy_tile_forward(const TensorView& base, const TensorView& total,
 }
 
 void cross_entropy_tile_backward(const TensorView& dlogits, const TensorView& kept,
-                                 const TensorView& factor, int64_t kept_rows,
+                                 const TensorView& scale, int64_t kept_rows,
                                  const TensorView& logits, const TensorView& target,
                                  const OptionalView& weight, const TensorView& lse,
                                  const TensorView& softmax, const TensorView& smooth,
@@ -138,7 +143,7 @@ void cross_entropy_tile_backward(const TensorView& dlogits, const TensorView& ke
     check_size(*t, rows, statistics_dtype(kept), op);
   check_size(lse, rows, DType::f64, op);
   const CrossEntropyTileBackward p{
-      tile_of(logits, kept, factor, kept_rows, target, weight, classes, first_class, softcap),
+      tile_of(logits, kept, scale, kept_rows, target, weight, classes, first_class, softcap),
       dlogits.data,
       static_cast<const double*>(lse.data),
       softmax.data,

@@ -94,9 +94,9 @@ template <> struct Kind<bf16> {
 
 template <class T> using unit_t = typename Kind<T>::Unit;
 template <class T> constexpr int64_t kTileCols = kTileVectors * kLanes<acc_t<T>>;
-// Units of b that a thread packs at a time: for float32 256 deep at 768 columns. In proportion to
-// the size of an element, as what is held beside a result is measured by the result.
-template <class T> constexpr int64_t kPanelUnits = 49152 * int64_t(sizeof(T));
+// Units of b that are packed at a time: for float32 512 deep at 768 columns. In proportion to the
+// size of an element, as what is held beside a result is measured by the result.
+template <class T> constexpr int64_t kPanelUnits = 98304 * int64_t(sizeof(T));
 constexpr int64_t kMostUnits = 512;  // of the depth that are packed at a time
 
 // One operand seen from its panels: `lanes` are a's rows or b's columns.
@@ -149,7 +149,7 @@ void pack_along(const Source<T>& s, int64_t first_lane, int64_t from, int64_t to
 #pragma GCC unroll 16
         for (int64_t j = 0; j < kLane; ++j) {
           square[j] = K::along(data + j * s.lane, kStep);
-          prefetch(data + j * s.lane, 512);  // many short rows, which the processor does not see
+          prefetch(data + (kWidth + j) * s.lane, 0);  // of the next panel: rows are short
         }
         transpose_square<U>(square);
 #pragma GCC unroll 16
@@ -267,10 +267,10 @@ void block(const Product& p, const Share& share, int64_t from, int64_t to, const
   const int64_t units = ceil_div(to - from, K::kElements);
   const int64_t a_row = ceil_div(units, kLanes<U>) * kLanes<U>;
   const int64_t stride = kHeight * a_row + kLanes<U>;  // from panel to panel
-  const Scratch<U> packed(kRows / kHeight * (kHeight * kMostUnits + kLanes<U>));
-  // Whether a row is Units as it lies.
-  const bool there = sizeof(U) == K::kElements * sizeof(T) &&
+  // Whether rows are Units as they lie, but for the last.
+  const bool there = kRowMajor && sizeof(U) == K::kElements * sizeof(T) &&
                      (a.lane % K::kElements | (to - from) % K::kElements) == 0;
+  const Scratch<U> packed((there ? 1 : kRows / kHeight) * stride);
   struct {
     const U* data;
     int64_t row;
@@ -279,9 +279,9 @@ void block(const Product& p, const Share& share, int64_t from, int64_t to, const
     pack_across<T, kHeight>(a, share.first_row, share.last_row, from, to, packed.data(), stride);
   for (int64_t r = share.first_row; r < share.last_row; r += kHeight) {
     auto& panel = panels[(r - share.first_row) / kHeight];
-    U* out = packed.data() + (r - share.first_row) / kHeight * stride;
+    U* out = packed.data() + (there ? 0 : (r - share.first_row) / kHeight * stride);
     panel = {out, a_row};
-    if (kRowMajor && there && r + kHeight <= p.rows)
+    if (there && r + kHeight <= p.rows)
       panel = {reinterpret_cast<const U*>(a.data + r * a.lane + from), a.lane / K::kElements};
     else if (kRowMajor)
       pack_rows<T>(a, r, from, to, out, a_row);
@@ -295,6 +295,17 @@ void block(const Product& p, const Share& share, int64_t from, int64_t to, const
     }
 }
 
+template <class T> void round(const Product& p, const Share& share) {
+  using A = acc_t<T>;
+  for (int64_t r = share.first_row; r < share.last_row; ++r) {
+    const A* sums = static_cast<const A*>(p.out) + r * p.out_row + share.first_col;
+    T* out = static_cast<T*>(p.rounded) + r * p.rounded_row + share.first_col;
+    sweep<A>(share.last_col - share.first_col,
+             [&](int64_t c, auto span)
+                 __attribute__((always_inline)) { store(out + c, load(sums + c, span), span); });
+  }
+}
+
 template <class T> void run(const Product& p, int64_t threads) {
   using U = unit_t<T>;
   constexpr int64_t kElements = Kind<T>::kElements, kLeastUnits = 64;
@@ -305,8 +316,8 @@ template <class T> void run(const Product& p, int64_t threads) {
   // By the columns of all: the threads do not change the order of additions.
   const int64_t allowed = most(kLeastUnits, least(kPanelUnits<T> / (panels * kWidth), kMostUnits));
   const int64_t units = ceil_div(depth, most(1, ceil_div(depth, allowed)));  // of equal slabs
-  // As much for every product, here and in block(): the pool keeps a block of each size.
-  const int64_t each = most(ceil_div(panels, grid.across) * kWidth * units, kPanelUnits<T>);
+  // As much for every product: the pool keeps a block of each size.
+  const int64_t each = most(ceil_div(panels, grid.across) * kWidth * units, kPanelUnits<T> / 2);
   const Scratch<U> packed(threads * each);
   const int64_t tiles = ceil_div(ceil_div(p.rows, kHeight), grid.down);
   const int64_t blocks = ceil_div(tiles * kHeight, kRows);  // of a share, about equal
@@ -326,6 +337,7 @@ template <class T> void run(const Product& p, int64_t threads) {
       share.first_row = first + tiles * i / blocks * kHeight;
       share.last_row = least(share.last_row, first + tiles * (i + 1) / blocks * kHeight);
       multiply(p, share, from, to, packed.data() + owner * each);
+      if (p.rounded && to == p.depth) round<T>(p, share);
     });
     if (units == 0) return;
   }

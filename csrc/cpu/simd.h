@@ -72,9 +72,11 @@ template <class A> FASTLM_INLINE Vec<A> all(A value) { return value - Vec<A>{}; 
 
 // ---- conversions ----
 
-// AVX2 by name: GCC 12 converts its 16-bit lanes in two and a half times as many instructions.
+// By name: GCC 12 converts 16-bit lanes in two to four times as many instructions.
 FASTLM_INLINE Vec<uint32_t> to_32_bits(Half16 half) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__AVX512F__)
+  return bit_cast<Vec<uint32_t>>(_mm512_cvtepu16_epi32(bit_cast<__m256i>(half)));
+#elif defined(__AVX2__)
   return bit_cast<Vec<uint32_t>>(_mm256_cvtepu16_epi32(bit_cast<__m128i>(half)));
 #else
   return __builtin_convertvector(half, Vec<uint32_t>);
@@ -82,7 +84,9 @@ FASTLM_INLINE Vec<uint32_t> to_32_bits(Half16 half) {
 }
 // Of lanes below 2^16.
 FASTLM_INLINE Half16 to_16_bits(Vec<uint32_t> lanes) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__AVX512F__)
+  return bit_cast<Half16>(_mm512_cvtepi32_epi16(bit_cast<__m512i>(lanes)));
+#elif defined(__AVX2__)
   const __m256i both = bit_cast<__m256i>(lanes);
   return bit_cast<Half16>(
       _mm_packus_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1)));
@@ -290,18 +294,38 @@ FASTLM_INLINE Vec<float> max(Vec<float> a, Vec<float> b) {
 }
 FASTLM_INLINE Vec<double> max(Vec<double> a, Vec<double> b) { return a > b ? a : b; }
 
+// All lanes by combine(half of them, the other half), again and again; kBytes: of v.
+template <class A, int64_t kBytes, class V, class Combine>
+FASTLM_INLINE A reduce(V v, const Combine& combine) {
+  if constexpr (kBytes == 2 * int64_t(sizeof(A))) {
+    return combine(v[0], v[1]);
+  } else {
+    typedef A Half __attribute__((vector_size(kBytes / 2)));
+    struct Halves {
+      Half low, high;
+    } halves;
+#if defined(__AVX512F__)
+    if constexpr (kBytes ==
+                  64) {  // by name: GCC 12 keeps what it splits in memory, loops before too
+      const __m512d bits = bit_cast<__m512d>(v);
+      halves = {bit_cast<Half>(_mm512_castpd512_pd256(bits)),
+                bit_cast<Half>(_mm512_extractf64x4_pd(bits, 1))};
+    } else
+#endif
+      halves = bit_cast<Halves>(v);
+    return reduce<A, kBytes / 2>(combine(halves.low, halves.high), combine);
+  }
+}
 template <class A> FASTLM_INLINE A sum(Vec<A> v) {
-  for (int64_t width = kLanes<A> / 2; width > 0; width /= 2)
-    for (int64_t i = 0; i < width; ++i) v[i] += v[i + width];
-  return v[0];
+  return reduce<A, kVectorBytes>(
+      v, [](auto a, auto b) __attribute__((always_inline)) { return a + b; });
 }
 template <class A> FASTLM_INLINE A sum(const Vec<A> (&ways)[kWays]) {
   return sum<A>((ways[0] + ways[1]) + (ways[2] + ways[3]));
 }
 template <class A> FASTLM_INLINE A largest(Vec<A> v) {
-  A result = v[0];
-  for (int64_t i = 1; i < kLanes<A>; ++i) result = v[i] > result ? v[i] : result;
-  return result;
+  return reduce<A, kVectorBytes>(
+      v, [](auto a, auto b) __attribute__((always_inline)) { return a > b ? a : b; });
 }
 
 // ---- shuffles ----

@@ -59,7 +59,7 @@ class _Tile(NamedTuple):
     linear_weight: Tensor
     linear_bias: Tensor | None
     weight: Tensor | None
-    kept: tuple[Tensor, Tensor, int]  # as the kernels take it: room, factors, how many rows
+    kept: tuple[Tensor, Tensor, int]  # as the kernels take it: room, scales, how many rows
 
 
 class _Tiles:
@@ -100,9 +100,10 @@ class _Tiles:
         else:
             rooms = self._parts(room)
             rows = [min(len(self.x), _rows_in(part)) for part in rooms]
-            factors = memory.empty((len(firsts), max(rows)), self.x.dtype, self.x.device)
-            factors = [of_tile[:n] for of_tile, n in zip(factors.unbind(), rows, strict=True)]
-            kept = list(zip(rooms, factors, rows, strict=True))
+            dtype = torch.uint8 if self.x.dtype == torch.bfloat16 else self.x.dtype
+            scales = self.x.new_empty((len(firsts), max(rows)), dtype=dtype)
+            scales = [of_tile[:n] for of_tile, n in zip(scales.unbind(), rows, strict=True)]
+            kept = list(zip(rooms, scales, rows, strict=True))
         return list(map(_Tile, firsts, *parameters, kept))
 
     def _parts(self, t: Tensor | None) -> Sequence[Tensor | None]:
@@ -148,9 +149,8 @@ class _Tiles:
                 self._product(dx_sums, dlogits, part, add=True)
             if dweight is not None:  # over the logits that it kept
                 sums = _matrix(self.logits, *part.shape) if self.narrow else dweight
-                self._product(sums, dlogits.t(), self.x, add=False)
-                if self.narrow:
-                    dweight.copy_(sums)
+                rounded = dweight if self.narrow else None
+                self._product(sums, dlogits.t(), self.x, add=False, rounded=rounded)
             if dbias is not None:
                 dbias.copy_(dlogits.sum(0, dtype=dloss.dtype))
         if dx is not None and self.narrow:  # over the tile's buffers
@@ -167,8 +167,8 @@ class _Tiles:
                 logits += tile.linear_bias
         return logits
 
-    def _product(self, out: Tensor, a: Tensor, b: Tensor, *, add: bool) -> None:
-        self.kernels.product(out, a, b, add, self.where)
+    def _product(self, out, a, b, *, add: bool, rounded: Tensor | None = None) -> None:
+        self.kernels.product(out, rounded, a, b, add, self.where)
 
     def _hard_weights(self):
         """Of each row the weight of its target, and the sum of all weights."""

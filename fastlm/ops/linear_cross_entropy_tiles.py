@@ -94,16 +94,13 @@ class _Tiles:
         """All at once: between two products every call of torch's leaves the threads waiting."""
         firsts = range(0, self.classes, self.width)
         parameters = [self._parts(t) for t in (linear_weight, linear_bias, weight)]
-        if room is None:
-            nothing = self.x.new_empty(0)
-            kept = [(nothing, nothing, 0)] * len(firsts)
-        else:
-            rooms = self._parts(room)
-            rows = [min(len(self.x), _rows_in(part)) for part in rooms]
-            dtype = torch.uint8 if self.x.dtype == torch.bfloat16 else self.x.dtype
-            scales = self.x.new_empty((len(firsts), max(rows)), dtype=dtype)
-            scales = [of_tile[:n] for of_tile, n in zip(scales.unbind(), rows, strict=True)]
-            kept = list(zip(rooms, scales, rows, strict=True))
+        nothing = self.x.new_empty(0)
+        rooms = [nothing if part is None else part for part in self._parts(room)]
+        rows = [min(len(self.x), _rows_in(part)) for part in rooms]
+        dtype = torch.uint8 if self.x.dtype == torch.bfloat16 else self.x.dtype
+        scales = self.x.new_empty((len(firsts), max(rows)), dtype=dtype).unbind()
+        scales = [of_tile[:n] for of_tile, n in zip(scales, rows, strict=True)]
+        kept = zip(rooms, scales, rows, strict=True)
         return list(map(_Tile, firsts, *parameters, kept))
 
     def _parts(self, t: Tensor | None) -> Sequence[Tensor | None]:
@@ -201,7 +198,7 @@ def _width(rows: int, features: int, classes: int, dtype: torch.dtype) -> int:
 def _rows_in(room: Tensor) -> int:
     """Of how many rows the gradient of a tile's weight has room for the logits."""
     size = len(room) * room.element_size()
-    return room.nbytes // (size if room.dtype == torch.float64 else -(-size * 3 // 4))
+    return room.nbytes // max(1, size if room.dtype == torch.float64 else -(-size * 3 // 4))
 
 
 def _matrix(memory_of: Tensor, rows: int, cols: int) -> Tensor:

@@ -31,7 +31,7 @@ template <class A> constexpr int64_t kTileRows = sizeof(A) == 4 ? 6 : 4;  // 12 
 #else
 template <class A> constexpr int64_t kTileRows = 4;  // 8 of 16
 #endif
-constexpr int64_t kRows = 48;  // of a block
+template <class A> constexpr int64_t kRows = 8 * kTileRows<A>;  // of a block
 // Each step of `pack_across` reads another page, where the processor does not look for itself: some
 // of b's panels are packed together, and later steps asked for.
 constexpr int64_t kPanelsTogether = 4, kStepsAhead = 8;
@@ -270,11 +270,11 @@ void block(const Product& p, const Share& share, int64_t from, int64_t to, const
   // Whether rows are Units as they lie, but for the last.
   const bool there = kRowMajor && sizeof(U) == K::kElements * sizeof(T) &&
                      (a.lane % K::kElements | (to - from) % K::kElements) == 0;
-  const Scratch<U> packed((there ? 1 : kRows / kHeight) * stride);
+  const Scratch<U> packed((there ? 1 : kRows<A> / kHeight) * stride);
   struct {
     const U* data;
     int64_t row;
-  } panels[kRows / kHeight];
+  } panels[kRows<A> / kHeight];
   if constexpr (!kRowMajor)
     pack_across<T, kHeight>(a, share.first_row, share.last_row, from, to, packed.data(), stride);
   for (int64_t r = share.first_row; r < share.last_row; r += kHeight) {
@@ -320,7 +320,7 @@ template <class T> void run(const Product& p, int64_t threads) {
   const int64_t each = most(ceil_div(panels, grid.across) * kWidth * units, kPanelUnits<T> / 2);
   const Scratch<U> packed(threads * each);
   const int64_t tiles = ceil_div(ceil_div(p.rows, kHeight), grid.down);
-  const int64_t blocks = ceil_div(tiles * kHeight, kRows);  // of a share, about equal
+  const int64_t blocks = ceil_div(tiles * kHeight, kRows<acc_t<T>>);  // of a share, about equal
   for (int64_t from = 0; from < p.depth || from == 0; from += units * kElements) {
     const int64_t to = least(from + units * kElements, p.depth);
     const bool row_major = p.a_col == 1, add = p.add || from > 0;

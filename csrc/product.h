@@ -13,7 +13,9 @@ struct Product {
   int64_t rows, cols, depth;
   int64_t a_row, a_col, b_row, b_col, out_row, rounded_row;
   bool add;
-  DType dtype;  // of a and b
+  DType dtype;        // of a and b
+  const void* ahead;  // what the next product packs, asked for meanwhile; or null
+  int64_t ahead_bytes;
 };
 
 namespace cpu {

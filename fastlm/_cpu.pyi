@@ -128,7 +128,13 @@ def linear(
     y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, in_major: bool, threads: int
 ) -> None: ...
 def product(
-    out: Tensor, rounded: Tensor | None, a: Tensor, b: Tensor, add: bool, threads: int
+    out: Tensor,
+    rounded: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    add: bool,
+    ahead: Tensor | None,
+    threads: int,
 ) -> None: ...
 def cross_entropy_tile_forward(
     base: Tensor,

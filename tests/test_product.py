@@ -35,12 +35,12 @@ def test_product(size, dtype, transposed, cpp):
     room = torch.full((size[0], size[1] + 3), torch.nan, dtype=sums)
     out = room[:, : size[1]]
     rounded = torch.empty(size[0], size[1] + 1, dtype=dtype)[:, 1:]
-    _cpu.product(out, rounded, a, b, False, 2)
+    _cpu.product(out, rounded, a, b, False, a, 2)
     assert torch.equal(rounded, out.to(dtype))
     # The bound of a sum of `depth` products in any order, doubled by the second call.
     bound = (1 + size[2]) * torch.finfo(sums).eps * (a.double().abs() @ b.double().abs())
     assert ((out.double() - wanted).abs() <= bound).all()
-    _cpu.product(out, None, a, b, True, 2)
+    _cpu.product(out, None, a, b, True, None, 2)
     assert ((out.double() - 2 * wanted).abs() <= 2 * bound).all()
     assert room[:, size[1] :].isnan().all()
 
@@ -51,10 +51,10 @@ def test_same_bits_with_any_number_of_threads_and_rows(dtype, cpp):
     found = []
     for threads in (1, 2, 3):
         found.append(torch.empty(301, 200))
-        _cpu.product(found[-1], None, a, b, False, threads)
+        _cpu.product(found[-1], None, a, b, False, None, threads)
         assert torch.equal(found[-1], found[0])
     few = torch.empty(7, 200)
-    _cpu.product(few, None, a[100:107], b, False, 2)
+    _cpu.product(few, None, a[100:107], b, False, None, 2)
     assert torch.equal(few, found[0][100:107])
 
 
@@ -75,4 +75,4 @@ BAD = {
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
 def test_bad_input(bad):
     with pytest.raises(ValueError, match="product: "):
-        _cpu.product(*bad, False, 1)
+        _cpu.product(*bad, False, None, 1)

@@ -70,7 +70,7 @@ struct Matrix {
 };
 
 void product(const TensorView& out, const OptionalView& rounded, const TensorView& a,
-             const TensorView& b, bool add, int64_t threads) {
+             const TensorView& b, bool add, const OptionalView& ahead, int64_t threads) {
   if (!is_floating(a.dtype) || a.dtype == DType::f16)
     refuse("product: a", "float32, float64 or bfloat16", a);
   const Matrix mo(out, "product: out"), ma(a, "product: a"), mb(b, "product: b");
@@ -84,8 +84,10 @@ void product(const TensorView& out, const OptionalView& rounded, const TensorVie
   if (rounded &&
       (mr.rows != mo.rows || mr.cols != mo.cols || mr.col != 1 || rounded->dtype != a.dtype))
     refuse("product: rounded", "what out is, in the dtype of " + describe(a), *rounded);
-  const Product p{a.data, b.data, out.data, data(rounded), ma.rows, mb.cols, ma.cols, ma.row,
-                  ma.col, mb.row, mb.col,   mo.row,        mr.row,  add,     a.dtype};
+  const int64_t ahead_bytes = ahead ? ahead->count() * size_of(ahead->dtype) : 0;
+  const Product p{a.data,  b.data, out.data, data(rounded), ma.rows,    mb.cols,
+                  ma.cols, ma.row, ma.col,   mb.row,        mb.col,     mo.row,
+                  mr.row,  add,    a.dtype,  data(ahead),   ahead_bytes};
   const py::gil_scoped_release unlocked;
   launch(p, threads);
 }
@@ -97,7 +99,7 @@ CrossEntropyTile tile_of(const TensorView& logits, const TensorView& kept, const
   const char* op = "linear_cross_entropy";
   check_floating(kept, op);
   const bool codes = kept.dtype != DType::f64;  // which take three quarters of the bytes
-  const int64_t element = codes ? kept.dtype == DType::f32 ? 4 : 2 : 8;
+  const int64_t element = size_of(kept.dtype);
   const int64_t row = codes ? (3 * element * classes + 3) / 4 : element * classes;
   if (kept.count() * element < kept_rows * row) refuse(op, "room for what is kept", kept);
   check_size(scale, codes ? kept_rows : scale.count(),

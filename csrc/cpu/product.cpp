@@ -240,6 +240,19 @@ template <class T> Grid grid_of(const Product& p, int64_t threads) {
   return best;
 }
 
+// Memory that is asked for, part by part, while a product computes.
+struct Ahead {
+  const char* data;
+  int64_t bytes;
+
+  Ahead part(int64_t i, int64_t of) const {
+    return {data + bytes * i / of, bytes * (i + 1) / of - bytes * i / of};
+  }
+  void ask() const {
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(data + i, 0, 2);
+  }
+};
+
 // Depths [from, to) of a share's columns of b.
 template <class T>
 void pack(const Product& p, const Share& share, int64_t from, int64_t to, unit_t<T>* out) {
@@ -258,7 +271,8 @@ void pack(const Product& p, const Share& share, int64_t from, int64_t to, unit_t
 
 // Some rows of a share for depths [from, to): packs their part of a, then goes over b's panels.
 template <class T, bool kRowMajor, bool kAdd>
-void block(const Product& p, const Share& share, int64_t from, int64_t to, const unit_t<T>* b) {
+void block(const Product& p, const Share& share, int64_t from, int64_t to, const unit_t<T>* b,
+           const Ahead& ahead) {
   using A = acc_t<T>;
   using U = unit_t<T>;
   using K = Kind<T>;
@@ -286,9 +300,13 @@ void block(const Product& p, const Share& share, int64_t from, int64_t to, const
     else if (kRowMajor)
       pack_rows<T>(a, r, from, to, out, a_row);
   }
+  const int64_t tiles = ceil_div(share.last_col - share.first_col, kTileCols<T>) *
+                        ceil_div(share.last_row - share.first_row, kHeight);
+  int64_t done = 0;
   for (int64_t c = share.first_col; c < share.last_col; c += kTileCols<T>)
     for (int64_t r = share.first_row; r < share.last_row; r += kHeight) {
       const auto& panel = panels[(r - share.first_row) / kHeight];
+      ahead.part(done++, tiles).ask();
       tile<T, kRowMajor, kAdd>(units, panel.data, panel.row, b + (c - share.first_col) * units,
                                static_cast<A*>(p.out) + r * p.out_row + c, p.out_row, p.rows - r,
                                p.cols - c);
@@ -316,14 +334,16 @@ template <class T> void run(const Product& p, int64_t threads) {
   // By the columns of all: the threads do not change the order of additions.
   const int64_t allowed = most(kLeastUnits, least(kPanelUnits<T> / (panels * kWidth), kMostUnits));
   const int64_t units = ceil_div(depth, most(1, ceil_div(depth, allowed)));  // of equal slabs
+  const int64_t slabs = units ? ceil_div(depth, units) : 1;
   // As much for every product: the pool keeps a block of each size.
   const int64_t each = most(ceil_div(panels, grid.across) * kWidth * units, kPanelUnits<T> / 2);
   const Scratch<U> packed(threads * each);
   const int64_t tiles = ceil_div(ceil_div(p.rows, kHeight), grid.down);
   const int64_t blocks = ceil_div(tiles * kHeight, kRows<acc_t<T>>);  // of a share, about equal
-  for (int64_t from = 0; from < p.depth || from == 0; from += units * kElements) {
-    const int64_t to = least(from + units * kElements, p.depth);
-    const bool row_major = p.a_col == 1, add = p.add || from > 0;
+  const Ahead ahead{static_cast<const char*>(p.ahead), p.ahead_bytes};
+  for (int64_t slab = 0; slab < slabs; ++slab) {
+    const int64_t from = slab * units * kElements, to = least(from + units * kElements, p.depth);
+    const bool row_major = p.a_col == 1, add = p.add || slab > 0;
     const auto multiply = row_major ? add ? block<T, true, true> : block<T, true, false>
                           : add ? block<T, false, true>
                                     : block<T, false, false>;
@@ -336,10 +356,10 @@ template <class T> void run(const Product& p, int64_t threads) {
       const int64_t first = share.first_row, tiles = ceil_div(share.last_row - first, kHeight);
       share.first_row = first + tiles * i / blocks * kHeight;
       share.last_row = least(share.last_row, first + tiles * (i + 1) / blocks * kHeight);
-      multiply(p, share, from, to, packed.data() + owner * each);
+      multiply(p, share, from, to, packed.data() + owner * each,
+               ahead.part(slab * blocks + i, slabs * blocks));
       if (p.rounded && to == p.depth) round<T>(p, share);
     });
-    if (units == 0) return;
   }
 }
 

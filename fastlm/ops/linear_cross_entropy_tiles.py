@@ -59,6 +59,7 @@ class _Tile(NamedTuple):
     linear_weight: Tensor
     linear_bias: Tensor | None
     weight: Tensor | None
+    ahead: Tensor  # the linear_weight of the next, of the first after the last
     kept: tuple[Tensor, Tensor, int]  # as the kernels take it: room, scales, how many rows
 
 
@@ -94,6 +95,7 @@ class _Tiles:
         """All at once: between two products every call of torch's leaves the threads waiting."""
         firsts = range(0, self.classes, self.width)
         parameters = [self._parts(t) for t in (linear_weight, linear_bias, weight)]
+        ahead = [*parameters[0][1:], parameters[0][0]]
         nothing = self.x.new_empty(0)
         rooms = [nothing if part is None else part for part in self._parts(room)]
         rows = [min(len(self.x), _rows_in(part)) for part in rooms]
@@ -101,7 +103,7 @@ class _Tiles:
         scales = self.x.new_empty((len(firsts), max(rows)), dtype=dtype).unbind()
         scales = [of_tile[:n] for of_tile, n in zip(scales, rows, strict=True)]
         kept = zip(rooms, scales, rows, strict=True)
-        return list(map(_Tile, firsts, *parameters, kept))
+        return list(map(_Tile, firsts, *parameters, ahead, kept))
 
     def _parts(self, t: Tensor | None) -> Sequence[Tensor | None]:
         """What each tile has of a tensor of all classes, None of None."""
@@ -147,7 +149,7 @@ class _Tiles:
             if dweight is not None:  # over the logits that it kept
                 sums = _matrix(self.logits, *part.shape) if self.narrow else dweight
                 rounded = dweight if self.narrow else None
-                self._product(sums, dlogits.t(), self.x, add=False, rounded=rounded)
+                self._product(sums, dlogits.t(), self.x, rounded=rounded, ahead=tile.ahead)
             if dbias is not None:
                 dbias.copy_(dlogits.sum(0, dtype=dloss.dtype))
         if dx is not None and self.narrow:  # over the tile's buffers
@@ -159,13 +161,13 @@ class _Tiles:
         part = tile.linear_weight
         logits = _matrix(self.logits, self.x.shape[0], part.shape[0])[start:]
         if len(logits):
-            self._product(logits, self.x[start:], part.t(), add=False)
+            self._product(logits, self.x[start:], part.t(), ahead=tile.ahead)
             if tile.linear_bias is not None:
                 logits += tile.linear_bias
         return logits
 
-    def _product(self, out, a, b, *, add: bool, rounded: Tensor | None = None) -> None:
-        self.kernels.product(out, rounded, a, b, add, self.where)
+    def _product(self, out, a, b, *, rounded=None, add=False, ahead=None) -> None:
+        self.kernels.product(out, rounded, a, b, add, ahead, self.where)
 
     def _hard_weights(self):
         """Of each row the weight of its target, and the sum of all weights."""

@@ -224,8 +224,8 @@ template <class T> Share share_of(const Product& p, const Grid& grid, int64_t i)
           least(p.cols, panels * (col + 1) / grid.across * kWidth)};
 }
 
-// The cheapest, in multiplications: those of the largest share, 16 for an element that is packed
-// and 8 for one of a that is read as it lies.
+// The cheapest, in multiplications: those of the largest share, and 16 for each element of its rows
+// of a and columns of b, which it packs or reads first.
 template <class T> Grid grid_of(const Product& p, int64_t threads) {
   Grid best{1, threads};
   int64_t least_cost = INT64_MAX;
@@ -234,7 +234,7 @@ template <class T> Grid grid_of(const Product& p, int64_t threads) {
     const Grid grid{across, threads / across};
     const Share last = share_of<T>(p, grid, threads - 1);  // of all, which differ by a tile
     const int64_t rows = last.last_row - last.first_row, cols = last.last_col - last.first_col;
-    const int64_t cost = rows * cols + 16 * cols + (p.a_col == 1 ? 8 : 16) * rows;
+    const int64_t cost = rows * cols + 16 * (rows + cols);
     if (cost < least_cost) least_cost = cost, best = grid;
   }
   return best;

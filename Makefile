@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 TORCH ?= torch==2.13.0
 SOURCES = setup.py pyproject.toml $(wildcard csrc/*.h csrc/*/*)
 
@@ -10,11 +11,12 @@ SOURCES = setup.py pyproject.toml $(wildcard csrc/*.h csrc/*/*)
 
 install: $(VENV)/installed
 
-# torch first and on its own: what follows then takes the one that is there.
+# torch first and on its own: what follows then takes the one that is there. Modules are compiled when
+# they are imported, as most never are.
 $(VENV)/installed: $(SOURCES)
 	$(PYTHON) -m venv $(VENV) || { echo "make: $(PYTHON) -m venv failed: on Debian, apt install python3-venv python3-dev g++"; exit 1; }
-	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[train,test,bench,lint]"
+	$(INSTALL) $(TORCH)
+	$(INSTALL) --editable ".[train,test,bench,lint]"
 	touch $@
 
 demo: install

@@ -1,5 +1,9 @@
 """The CPU's matrix product, which linear_cross_entropy is made of, against torch in float64."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from cases import BF16, F32, F64
@@ -56,6 +60,21 @@ def test_same_bits_with_any_number_of_threads_and_rows(dtype, cpp):
     few = torch.empty(7, 200)
     _cpu.product(few, None, a[100:107], b, False, None, 2)
     assert torch.equal(few, found[0][100:107])
+
+
+def test_a_team_that_is_smaller_than_asked_for():
+    """OpenMP may give fewer threads than there are shares of the result."""
+    script = """
+import torch
+from fastlm import _cpu
+a, b = torch.randn(301, 500), torch.randn(500, 200)
+one, many = torch.empty(301, 200), torch.full((301, 200), torch.nan)
+_cpu.product(one, None, a, b, False, None, 1)
+_cpu.product(many, None, a, b, False, None, 6)
+assert torch.equal(one, many)
+"""
+    limited = {**os.environ, "OMP_THREAD_LIMIT": "2"}
+    subprocess.run([sys.executable, "-c", script], env=limited, check=True)
 
 
 A, B, OUT = torch.randn(4, 6), torch.randn(6, 5), torch.empty(4, 5)

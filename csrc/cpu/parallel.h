@@ -53,9 +53,10 @@ template <class Body> void parallel_shares(int64_t each, int64_t threads, const 
   for (int64_t owner = 0; owner < threads; ++owner) queues.data()[owner].next = 0;
 #pragma omp parallel num_threads(int(threads))
   for (int64_t k = 0; k < threads; ++k) {
-    const int64_t owner = (omp_get_thread_num() + k) % threads, least_left = k == 0 ? 1 : 2;
+    const int64_t owner = (omp_get_thread_num() + k) % threads;
+    const bool leaves_one = k > 0 && owner < omp_get_num_threads();  // a team may be smaller
     int64_t* next = &queues.data()[owner].next;
-    while (each - __atomic_load_n(next, __ATOMIC_RELAXED) >= least_left) {
+    while (each - __atomic_load_n(next, __ATOMIC_RELAXED) > int(leaves_one)) {
       const int64_t i = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
       if (i < each) body(owner, i);
     }

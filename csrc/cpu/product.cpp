@@ -232,7 +232,7 @@ template <class T> Grid grid_of(const Product& p, int64_t threads) {
   for (int64_t across = 1; across <= threads; ++across) {
     if (threads % across) continue;
     const Grid grid{across, threads / across};
-    const Share last = share_of<T>(p, grid, threads - 1);  // of all, which differ by a tile
+    const Share last = share_of<T>(p, grid, threads - 1);  // the largest
     const int64_t rows = last.last_row - last.first_row, cols = last.last_col - last.first_col;
     const int64_t cost = rows * cols + 16 * (rows + cols);
     if (cost < least_cost) least_cost = cost, best = grid;

@@ -23,7 +23,8 @@
 namespace fastlm::cpu::FASTLM_ISA {
 namespace {
 
-// Of a register tile; less than a vector's lanes or a multiple of them, as `pack` needs it.
+// Of a register tile, as `pack_across` needs it: less than a vector's lanes or a multiple of them;
+// where Units are pairs, a divisor of two vectors'.
 #if defined(__AVX512F__)
 template <class A> constexpr int64_t kTileRows = 8;  // 16 accumulators of 32 registers
 #elif defined(__AVX2__)

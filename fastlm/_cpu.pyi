@@ -127,43 +127,21 @@ def cross_entropy_backward(
 def linear(
     y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, in_major: bool, threads: int
 ) -> None: ...
-def product(
-    out: Tensor,
-    rounded: Tensor | None,
-    a: Tensor,
-    b: Tensor,
-    add: bool,
-    ahead: Tensor | None,
-    threads: int,
-) -> None: ...
-def cross_entropy_tile_forward(
-    base: Tensor,
-    total: Tensor,
-    target_logit: Tensor,
-    weighted: Tensor | None,
-    kept: Tensor,
-    scale: Tensor,
-    kept_rows: int,
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    first_class: int,
-    softcap: float,
-    threads: int,
-) -> None: ...
-def cross_entropy_tile_backward(
-    dlogits: Tensor,
-    kept: Tensor,
-    scale: Tensor,
-    kept_rows: int,
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
+def linear_cross_entropy(
+    loss: Tensor | None,
     lse: Tensor,
-    softmax: Tensor,
-    smooth: Tensor,
-    hard: Tensor,
-    first_class: int,
+    dx: Tensor | None,
+    dlinear_weight: Tensor | None,
+    dlinear_bias: Tensor | None,
+    dloss: Tensor | None,
+    x: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    lse_square_scale: float,
     softcap: float,
     threads: int,
 ) -> None: ...

@@ -8,11 +8,10 @@
 #include "../attention.h"
 #include "../bandwidth.h"
 #include "../cross_entropy.h"
-#include "../cross_entropy_tile.h"
 #include "../elementwise.h"
 #include "../layer_norm.h"
 #include "../linear.h"
-#include "../product.h"
+#include "../linear_cross_entropy.h"
 #include "../rms_norm.h"
 
 #if defined(__x86_64__)
@@ -62,25 +61,23 @@ void set_isa(const std::string& name) {
                               "'; accepted are those of available_isas()");
 }
 
-#define FASTLM_COPIES(isa_name)                          \
-  namespace isa_name {                                   \
-  void launch(const LayerNormForward&, int64_t);         \
-  void launch(const LayerNormBackward&, int64_t);        \
-  void launch(const RmsNormForward&, int64_t);           \
-  void launch(const RmsNormBackward&, int64_t);          \
-  void launch(const GeluForward&, int64_t);              \
-  void launch(const GeluBackward&, int64_t);             \
-  void launch(const Dropout&, int64_t);                  \
-  void launch(const CrossEntropyForward&, int64_t);      \
-  void launch(const CrossEntropyBackward&, int64_t);     \
-  void launch(const CrossEntropyTileForward&, int64_t);  \
-  void launch(const CrossEntropyTileBackward&, int64_t); \
-  void launch(const AttentionForward&, int64_t);         \
-  void launch(const AttentionBackward&, int64_t);        \
-  void launch(const CacheAppend&, int64_t);              \
-  void launch(const Linear&, int64_t);                   \
-  void launch(const Product&, int64_t);                  \
-  void launch(const Bandwidth&, int64_t);                \
+#define FASTLM_COPIES(isa_name)                      \
+  namespace isa_name {                               \
+  void launch(const LayerNormForward&, int64_t);     \
+  void launch(const LayerNormBackward&, int64_t);    \
+  void launch(const RmsNormForward&, int64_t);       \
+  void launch(const RmsNormBackward&, int64_t);      \
+  void launch(const GeluForward&, int64_t);          \
+  void launch(const GeluBackward&, int64_t);         \
+  void launch(const Dropout&, int64_t);              \
+  void launch(const CrossEntropyForward&, int64_t);  \
+  void launch(const CrossEntropyBackward&, int64_t); \
+  void launch(const LinearCrossEntropy&, int64_t);   \
+  void launch(const AttentionForward&, int64_t);     \
+  void launch(const AttentionBackward&, int64_t);    \
+  void launch(const CacheAppend&, int64_t);          \
+  void launch(const Linear&, int64_t);               \
+  void launch(const Bandwidth&, int64_t);            \
   }
 FASTLM_FOR_EACH_ISA(FASTLM_COPIES)
 
@@ -96,10 +93,11 @@ std::string number(int64_t value) {
   return std::to_string(value);
 }
 
-void check_targets(const int64_t* target, int64_t rows, int64_t classes, int64_t ignore_index) {
+void check_targets(const char* op, const int64_t* target, int64_t rows, int64_t classes,
+                   int64_t ignore_index) {
   for (int64_t row = 0; row < rows; ++row)
     if (target[row] != ignore_index && (target[row] < 0 || target[row] >= classes))
-      throw std::out_of_range("cross_entropy: target: row " + number(row) + " holds " +
+      throw std::out_of_range(std::string(op) + ": target: row " + number(row) + " holds " +
                               number(target[row]) + "; accepted are 0 to " + number(classes - 1) +
                               " and ignore_index " + number(ignore_index));
 }
@@ -115,16 +113,18 @@ void launch(const GeluBackward& p, int64_t threads) { dispatch(p, threads); }
 void launch(const Dropout& p, int64_t threads) { dispatch(p, threads); }
 
 void launch(const CrossEntropyForward& p, int64_t threads) {
-  check_targets(p.target, p.rows, p.classes, p.options.ignore_index);
+  check_targets("cross_entropy", p.target, p.rows, p.classes, p.options.ignore_index);
   dispatch(p, threads);
 }
 void launch(const CrossEntropyBackward& p, int64_t threads) {
-  check_targets(p.target, p.rows, p.classes, p.options.ignore_index);
+  check_targets("cross_entropy", p.target, p.rows, p.classes, p.options.ignore_index);
   dispatch(p, threads);
 }
 
-void launch(const CrossEntropyTileForward& p, int64_t threads) { dispatch(p, threads); }
-void launch(const CrossEntropyTileBackward& p, int64_t threads) { dispatch(p, threads); }
+void launch(const LinearCrossEntropy& p, int64_t threads) {
+  check_targets("linear_cross_entropy", p.target, p.rows, p.classes, p.options.ignore_index);
+  dispatch(p, threads);
+}
 
 void launch(const AttentionForward& p, int64_t threads) {
   const AttentionShape& s = p.shape;
@@ -137,7 +137,6 @@ void launch(const AttentionForward& p, int64_t threads) {
 }
 void launch(const AttentionBackward& p, int64_t threads) { dispatch(p, threads); }
 void launch(const Linear& p, int64_t threads) { dispatch(p, threads); }
-void launch(const Product& p, int64_t threads) { dispatch(p, threads); }
 void launch(const Bandwidth& p, int64_t threads) { dispatch(p, threads); }
 
 void launch(const CacheAppend& p, int64_t threads) {

@@ -2,25 +2,51 @@
 // of their memory: then the weight's gradient has room for a third more rows than there are
 // features.
 //
-// forward: begin(the largest), store() what it has, end(); backward: open(), load().
+// forward: begin(the largest, whether -inf may be among them), store() what it has, end();
+// backward: open(), load().
 #pragma once
 
-#include "../cross_entropy_tile.h"
+#include "../dtype.h"
 #include "simd.h"
 
 namespace fastlm::cpu::FASTLM_ISA {
 
-FASTLM_INLINE int64_t live_lanes(Full) { return kLanes<float>; }
-FASTLM_INLINE int64_t live_lanes(Part part) { return part.count; }
+// Those of a tile, as they lie in memory. float64: the logits. float32: codes of three bytes,
+// rows * classes of two, then as many of one. bfloat16: codes of twelve bits, rows * classes bytes,
+// then a byte for each two of a row; what an odd class lacks is apart. Codes have one scale a row:
+// float32's factor, bfloat16's exponent.
+struct KeptLogits {
+  void* codes;
+  void* scales;
+  uint8_t* odd;  // (rows)
+  int64_t rows, classes;
+};
+
+template <class T> struct ScaleOf {
+  using type = float;
+};
+template <> struct ScaleOf<bf16> {
+  using type = uint8_t;
+};
+template <class T> using scale_t = typename ScaleOf<T>::type;
+
+// Of how many rows a memory of `bytes` has room for the logits.
+template <class T> int64_t rows_that_fit(int64_t bytes, int64_t classes) {
+  const int64_t size = classes * int64_t(sizeof(T));
+  return bytes / (sizeof(T) == 8 ? size : 3 * size / 4);
+}
+
+template <class A> FASTLM_INLINE int64_t live_lanes(Full) { return kLanes<A>; }
+template <class A> FASTLM_INLINE int64_t live_lanes(Part part) { return part.count; }
 
 // float64, for gradcheck: as they are.
 template <class T> struct KeptRow {
   static constexpr bool kCapped = false;  // whether logits are kept after the softcap
   T* logits;
 
-  KeptRow(const CrossEntropyTile& p, int64_t r, uint16_t*)
-      : logits(static_cast<T*>(p.kept) + r * p.classes) {}
-  void begin(T) {}
+  KeptRow(const KeptLogits& kept, int64_t r, uint16_t*)
+      : logits(static_cast<T*>(kept.codes) + r * kept.classes) {}
+  void begin(T, bool) {}
   template <class Span> FASTLM_INLINE void store(int64_t c, Vec<T> z, Span span) const {
     cpu::FASTLM_ISA::store(logits + c, z, span);
   }
@@ -43,14 +69,16 @@ template <> struct KeptRow<float> {
   uint8_t* high;
   float* scale;
   float steps = 0;
+  bool infinite = true;
 
-  KeptRow(const CrossEntropyTile& p, int64_t r, uint16_t*) {
-    low = static_cast<uint16_t*>(p.kept);
-    high = reinterpret_cast<uint8_t*>(low + p.kept_rows * p.classes) + r * p.classes;
-    low += r * p.classes;
-    scale = static_cast<float*>(p.scale) + r;
+  KeptRow(const KeptLogits& kept, int64_t r, uint16_t*) {
+    low = static_cast<uint16_t*>(kept.codes);
+    high = reinterpret_cast<uint8_t*>(low + kept.rows * kept.classes) + r * kept.classes;
+    low += r * kept.classes;
+    scale = static_cast<float*>(kept.scales) + r;
   }
-  void begin(float reach) {
+  void begin(float reach, bool with_infinite) {
+    infinite = with_infinite;
     *scale = reach / kSteps;
     // Below 1e-30 a logit is as good as zero, and its steps would not be finite.
     steps = reach > 1e-30f ? kSteps / reach : 0;
@@ -58,11 +86,11 @@ template <> struct KeptRow<float> {
   template <class Span> FASTLM_INLINE void store(int64_t c, Vec<float> z, Span span) const {
     // Adding 1.5 * 2^23 rounds to whole numbers and leaves them, plus 2^22, in the low 23 bits.
     Vec<uint32_t> code = bit_cast<Vec<uint32_t>>(z * steps + 12582912.0f) & 0x7fffffu;
-    code = z == -INFINITY ? Vec<uint32_t>{} + kInfinite : code;
+    if (infinite) code = z == -INFINITY ? Vec<uint32_t>{} + kInfinite : code;
     const Half16 two = to_16_bits(code & 0xffffu);
     const Bytes one = __builtin_convertvector(code >> 16, Bytes);
-    memcpy(low + c, &two, size_t(live_lanes(span)) * 2);
-    memcpy(high + c, &one, size_t(live_lanes(span)));
+    memcpy(low + c, &two, size_t(live_lanes<float>(span)) * 2);
+    memcpy(high + c, &one, size_t(live_lanes<float>(span)));
   }
   void end() const {}
   void open() const {}
@@ -80,8 +108,8 @@ template <> struct KeptRow<float> {
   template <class Span> FASTLM_INLINE Vec<float> load(int64_t c, Span span) const {
     Half16 two{};
     Bytes one{};
-    memcpy(&two, low + c, size_t(live_lanes(span)) * 2);
-    memcpy(&one, high + c, size_t(live_lanes(span)));
+    memcpy(&two, low + c, size_t(live_lanes<float>(span)) * 2);
+    memcpy(&one, high + c, size_t(live_lanes<float>(span)));
     const Vec<uint32_t> code = to_32_bits(two) | to_32_bits_of(one) << 16;
     // As the low bits of a float in [2^23, 2^24), it is the number plus 2^23 + 2^22.
     const Vec<float> z = (bit_cast<Vec<float>>(code | 0x4b000000u) - 12582912.0f) * *scale;
@@ -98,19 +126,23 @@ template <> struct KeptRow<bf16> {
 
   uint8_t* low;   // the lower eight bits of each
   uint8_t* high;  // the upper four of the first half of the classes and of the second, in pairs
-  int64_t classes, half;
+  uint8_t* odd;   // and of the middle class, where their number is odd
+  int64_t first, second;  // as many classes
   uint8_t* exponent;
   uint16_t* codes;
   uint32_t base = 0;          // what the code of a normal number lacks to the upper half of a float
   float step = 0, steps = 0;  // of a smaller one, and its inverse
+  bool infinite = true;
 
-  KeptRow(const CrossEntropyTile& p, int64_t r, uint16_t* codes)
-      : classes(p.classes), half(ceil_div(classes, 2)), codes(codes) {
-    low = static_cast<uint8_t*>(p.kept) + r * classes;
-    high = static_cast<uint8_t*>(p.kept) + p.kept_rows * classes + r * half;
-    exponent = static_cast<uint8_t*>(p.scale) + r;
+  KeptRow(const KeptLogits& kept, int64_t r, uint16_t* codes)
+      : first(ceil_div(kept.classes, 2)), second(kept.classes / 2), codes(codes) {
+    low = static_cast<uint8_t*>(kept.codes) + r * kept.classes;
+    high = static_cast<uint8_t*>(kept.codes) + kept.rows * kept.classes + r * second;
+    odd = kept.odd + r;
+    exponent = static_cast<uint8_t*>(kept.scales) + r;
   }
-  void begin(float reach) {
+  void begin(float reach, bool with_infinite) {
+    infinite = with_infinite;
     // Not so small that a step would be denormal.
     *exponent = uint8_t(bit_cast<uint32_t>(reach > 0x1p-100f ? reach : 0x1p-100f) >> 23);
     set_scale();
@@ -123,18 +155,22 @@ template <> struct KeptRow<bf16> {
     const Vec<uint32_t> number =
         (size >> 16) >= base + kLeastNormal ? normal : bit_cast<Vec<uint32_t>>(small);
     Vec<uint32_t> code = (number & 0x7ffu) | bits >> 31 << 11;
-    code = z == -INFINITY ? Vec<uint32_t>{} + kInfinite : code;
+    if (infinite) code = z == -INFINITY ? Vec<uint32_t>{} + kInfinite : code;
     const Half16 lanes = to_16_bits(code);
-    memcpy(codes + c, &lanes, size_t(live_lanes(span)) * 2);
+    memcpy(codes + c, &lanes, size_t(live_lanes<float>(span)) * 2);
   }
-  void end() const { pack(codes, low, high, half, classes - half); }
+  void end() const {
+    pack(codes, low, high, first, second);
+    if (first > second) *odd = uint8_t(codes[second] >> 8);
+  }
   void open() {
     set_scale();
-    unpack(codes, low, high, half, classes - half);
+    unpack(codes, low, high, first, second);
+    if (first > second) codes[second] = uint16_t(low[second] | *odd << 8);
   }
   template <class Span> FASTLM_INLINE Vec<float> load(int64_t c, Span span) const {
     Half16 lanes{};
-    memcpy(&lanes, codes + c, size_t(live_lanes(span)) * 2);
+    memcpy(&lanes, codes + c, size_t(live_lanes<float>(span)) * 2);
     const Vec<uint32_t> code = to_32_bits(lanes), number = code & 0x7ffu;
     const Vec<float> small = __builtin_convertvector(bit_cast<Vec<int32_t>>(number), Vec<float>);
     const Vec<uint32_t> size =
@@ -147,16 +183,25 @@ template <> struct KeptRow<bf16> {
   // Static: a byte that is written could be one of the members.
   static void pack(const uint16_t* __restrict codes, uint8_t* __restrict low,
                    uint8_t* __restrict high, int64_t first, int64_t second) {
-    for (int64_t c = 0; c < first + second; ++c) low[c] = uint8_t(codes[c]);
-    for (int64_t c = 0; c < second; ++c)
-      high[c] = uint8_t(codes[c] >> 8 | codes[first + c] >> 8 << 4);
-    if (first > second) high[second] = uint8_t(codes[second] >> 8);
+    in_blocks(first + second, [&](int64_t c) { low[c] = uint8_t(codes[c]); });
+    in_blocks(second,
+              [&](int64_t c) { high[c] = uint8_t(codes[c] >> 8 | codes[first + c] >> 8 << 4); });
   }
   static void unpack(uint16_t* __restrict codes, const uint8_t* __restrict low,
                      const uint8_t* __restrict high, int64_t first, int64_t second) {
-    for (int64_t c = 0; c < first; ++c) codes[c] = uint16_t(low[c] | (high[c] & 15) << 8);
-    for (int64_t c = 0; c < second; ++c)
+    in_blocks(second, [&](int64_t c) {
+      codes[c] = uint16_t(low[c] | (high[c] & 15) << 8);
       codes[first + c] = uint16_t(low[first + c] | high[c] >> 4 << 8);
+    });
+  }
+  // body(i) for i in [0, n): the compiler's vectors of all that is left are whole.
+  template <class Body> static FASTLM_INLINE void in_blocks(int64_t n, const Body& body) {
+    constexpr int64_t kBlock = 32;
+    int64_t i = 0;
+    for (; i + kBlock <= n; i += kBlock)
+#pragma GCC ivdep
+      for (int64_t j = 0; j < kBlock; ++j) body(i + j);
+    for (; i < n; ++i) body(i);
   }
   void set_scale() {
     const uint32_t power = *exponent;

@@ -15,13 +15,12 @@ namespace {
 
 constexpr size_t kHugePage = size_t(2) << 20;
 
-// Few distinct sizes, so that blocks are found again: powers of two below a huge page, whole huge
-// pages above.
+// Few distinct sizes, so that blocks are found again: four between powers of two, whole steps of
+// 256 KB above.
 size_t rounded(size_t bytes) {
-  if (bytes > kHugePage / 2) return (bytes + kHugePage - 1) / kHugePage * kHugePage;
-  size_t size = 256;
-  while (size < bytes) size *= 2;
-  return size;
+  size_t step = 64;
+  while (step < kHugePage / 8 && step * 8 < bytes) step *= 2;
+  return std::max<size_t>(1, (bytes + step - 1) / step) * step;
 }
 
 void* from_system(size_t size) {

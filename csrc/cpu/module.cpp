@@ -9,9 +9,8 @@ struct CurrentDevice {
 }  // namespace fastlm::cpu
 #include "../bandwidth.h"
 #include "../bindings.h"
-#include "../cross_entropy_tile.h"
 #include "../linear.h"
-#include "../product.h"
+#include "../linear_cross_entropy.h"
 #include "dispatch.h"
 #include "memory.h"
 
@@ -57,100 +56,45 @@ void linear(const TensorView& y, const TensorView& x, const TensorView& weight,
   launch(p, threads);
 }
 
-// A matrix in any order of strides; a dimension of one element has no stride that matters.
-struct Matrix {
-  int64_t rows, cols, row, col;
-
-  Matrix(const TensorView& t, const char* argument) {
-    if (t.device_type != kDeviceType || t.dims != 2) refuse(argument, "a matrix on the CPU", t);
-    rows = t.shape[0], cols = t.shape[1];
-    row = rows > 1 ? t.strides[0] : 1, col = cols > 1 ? t.strides[1] : 1;
-    if (row != 1 && col != 1) refuse(argument, "rows or columns without gaps", t);
-  }
-};
-
-void product(const TensorView& out, const OptionalView& rounded, const TensorView& a,
-             const TensorView& b, bool add, const OptionalView& ahead, int64_t threads) {
-  if (!is_floating(a.dtype) || a.dtype == DType::f16)
-    refuse("product: a", "float32, float64 or bfloat16", a);
-  const Matrix mo(out, "product: out"), ma(a, "product: a"), mb(b, "product: b");
-  if (mo.col != 1 || out.dtype != statistics_dtype(a))
-    refuse("product: out", "contiguous columns in the accumulation dtype", out);
-  if (b.dtype != a.dtype || mb.rows != ma.cols)
-    refuse("product: b", "the dtype and as many rows as the columns of " + describe(a), b);
-  if (mo.rows != ma.rows || mo.cols != mb.cols)
-    refuse("product: out", "the rows of " + describe(a) + " and columns of " + describe(b), out);
-  const Matrix mr = rounded ? Matrix(*rounded, "product: rounded") : mo;
-  if (rounded &&
-      (mr.rows != mo.rows || mr.cols != mo.cols || mr.col != 1 || rounded->dtype != a.dtype))
-    refuse("product: rounded", "what out is, in the dtype of " + describe(a), *rounded);
-  const int64_t ahead_bytes = ahead ? ahead->count() * size_of(ahead->dtype) : 0;
-  const Product p{a.data,  b.data, out.data, data(rounded), ma.rows,    mb.cols,
-                  ma.cols, ma.row, ma.col,   mb.row,        mb.col,     mo.row,
-                  mr.row,  add,    a.dtype,  data(ahead),   ahead_bytes};
-  const py::gil_scoped_release unlocked;
-  launch(p, threads);
-}
-
-// Rows and classes are dlogits' or, in forward, the logits'; `kept` has x's dtype.
-CrossEntropyTile tile_of(const TensorView& logits, const TensorView& kept, const TensorView& scale,
-                         int64_t kept_rows, const TensorView& target, const OptionalView& weight,
-                         int64_t classes, int64_t first_class, double softcap) {
-  const char* op = "linear_cross_entropy";
-  check_floating(kept, op);
-  const bool codes = kept.dtype != DType::f64;  // which take three quarters of the bytes
-  const int64_t element = size_of(kept.dtype);
-  const int64_t row = codes ? (3 * element * classes + 3) / 4 : element * classes;
-  if (kept.count() * element < kept_rows * row) refuse(op, "room for what is kept", kept);
-  check_size(scale, codes ? kept_rows : scale.count(),
-             kept.dtype == DType::bf16 ? DType::u8 : kept.dtype, op);
-  check_size(target, target.count(), DType::i64, op);
-  check_size(weight, classes, statistics_dtype(kept), op);
-  return {logits.data,  kept.data,      scale.data, static_cast<const int64_t*>(target.data),
-          data(weight), target.count(), kept_rows,  classes,
-          first_class,  softcap,        kept.dtype};
-}
-
-void cross_entropy_tile_forward(const TensorView& base, const TensorView& total,
-                                const TensorView& target_logit, const OptionalView& weighted,
-                                const TensorView& kept, const TensorView& scale, int64_t kept_rows,
-                                const TensorView& logits, const TensorView& target,
-                                const OptionalView& weight, int64_t first_class, double softcap,
-                                int64_t threads) {
-  const char* op = "linear_cross_entropy";
-  for (const TensorView* t : {&base, &total, &target_logit})
-    check_size(*t, target.count(), statistics_dtype(kept), op);
-  check_size(weighted, target.count(), DType::f64, op);
-  check_size(logits, target.count() * cols_of(logits), statistics_dtype(kept), op);
-  const CrossEntropyTileForward p{tile_of(logits, kept, scale, kept_rows, target, weight,
-                                          cols_of(logits), first_class, softcap),
-                                  base.data, total.data, target_logit.data,
-                                  static_cast<double*>(data(weighted))};
-  const py::gil_scoped_release unlocked;
-  launch(p, threads);
-}
-
-void cross_entropy_tile_backward(const TensorView& dlogits, const TensorView& kept,
-                                 const TensorView& scale, int64_t kept_rows,
-                                 const TensorView& logits, const TensorView& target,
-                                 const OptionalView& weight, const TensorView& lse,
-                                 const TensorView& softmax, const TensorView& smooth,
-                                 const TensorView& hard, int64_t first_class, double softcap,
-                                 int64_t threads) {
-  const char* op = "linear_cross_entropy";
-  const int64_t rows = target.count(), classes = cols_of(dlogits);
-  check_size(dlogits, rows * classes, kept.dtype, op);
-  check_size(logits, (rows - kept_rows) * classes, statistics_dtype(kept), op);
-  for (const TensorView* t : {&softmax, &smooth, &hard})
-    check_size(*t, rows, statistics_dtype(kept), op);
-  check_size(lse, rows, DType::f64, op);
-  const CrossEntropyTileBackward p{
-      tile_of(logits, kept, scale, kept_rows, target, weight, classes, first_class, softcap),
-      dlogits.data,
-      static_cast<const double*>(lse.data),
-      softmax.data,
-      smooth.data,
-      hard.data};
+// loss: None where lse is there; dloss and gradients: None where they are not wanted.
+void linear_cross_entropy(const OptionalView& loss, const TensorView& lse, const OptionalView& dx,
+                          const OptionalView& dlinear_weight, const OptionalView& dlinear_bias,
+                          const OptionalView& dloss, const TensorView& x,
+                          const TensorView& linear_weight, const OptionalView& linear_bias,
+                          const TensorView& target, const OptionalView& weight,
+                          int64_t ignore_index, double label_smoothing, double lse_square_scale,
+                          double softcap, int64_t threads) {
+  const std::string op = "linear_cross_entropy: ";
+  check_floating(x, (op + "x").c_str());
+  const int64_t rows = rows_of(x), features = cols_of(x), classes = rows_of(linear_weight);
+  check_size(linear_weight, classes * features, x.dtype, (op + "linear_weight").c_str());
+  check_size(linear_bias, classes, x.dtype, (op + "linear_bias").c_str());
+  check_size(target, rows, DType::i64, (op + "target").c_str());
+  check_size(weight, classes, statistics_dtype(x), (op + "weight").c_str());
+  check_size(loss, rows, statistics_dtype(x), (op + "loss").c_str());
+  check_size(lse, rows, DType::f64, (op + "lse").c_str());
+  check_size(dloss, rows, statistics_dtype(x), (op + "dloss").c_str());
+  check_like(dx, x, (op + "dx").c_str());
+  check_like(dlinear_weight, linear_weight, (op + "dlinear_weight").c_str());
+  check_size(dlinear_bias, classes, x.dtype, (op + "dlinear_bias").c_str());
+  const LinearCrossEntropy p{x.data,
+                             linear_weight.data,
+                             data(linear_bias),
+                             static_cast<const int64_t*>(target.data),
+                             data(weight),
+                             data(loss),
+                             static_cast<double*>(lse.data),
+                             data(dloss),
+                             data(dx),
+                             data(dlinear_weight),
+                             data(dlinear_bias),
+                             rows,
+                             features,
+                             classes,
+                             {ignore_index, label_smoothing, lse_square_scale, softcap},
+                             x.dtype,
+                             loss.has_value(),
+                             dloss.has_value()};
   const py::gil_scoped_release unlocked;
   launch(p, threads);
 }
@@ -164,9 +108,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "fastlm's kernels for the CPU";
   bind(m);
   m.def("linear", &linear);
-  m.def("product", &product);
-  m.def("cross_entropy_tile_forward", &cross_entropy_tile_forward);
-  m.def("cross_entropy_tile_backward", &cross_entropy_tile_backward);
+  m.def("linear_cross_entropy", &linear_cross_entropy);
   m.def("isa", &isa);
   m.def("available_isas", &available_isas);
   m.def("set_isa", &set_isa);

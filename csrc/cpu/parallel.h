@@ -38,29 +38,44 @@ void parallel_items(int64_t n, int64_t multiplications_each, int64_t threads, co
   for (int64_t i = 0; i < n; ++i) body(i);
 }
 
-// body(owner, i) for i in [0, each) of every owner, of whom there are as many as threads: a thread
-// takes those of its own number, whose data its core has, then what others have not begun, but the
-// last: fetching its data takes as long.
-template <class Body> void parallel_shares(int64_t each, int64_t threads, const Body& body) {
-  if (threads <= 1) {
-    for (int64_t i = 0; i < each; ++i) body(int64_t(0), i);
-    return;
-  }
-  struct alignas(64) Queue {  // a cache line of its own
-    int64_t next;
-  };
-  const Scratch<Queue> queues(threads);
-  for (int64_t owner = 0; owner < threads; ++owner) queues.data()[owner].next = 0;
+// body(me, team) on each thread of a team, of as many as asked for or fewer.
+template <class Body> void parallel_team(int64_t threads, const Body& body) {
+  if (threads <= 1) return body(int64_t(0), int64_t(1));
 #pragma omp parallel num_threads(int(threads))
-  for (int64_t k = 0; k < threads; ++k) {
-    const int64_t owner = (omp_get_thread_num() + k) % threads;
-    const bool leaves_one = k > 0 && owner < omp_get_num_threads();  // a team may be smaller
-    int64_t* next = &queues.data()[owner].next;
-    while (each - __atomic_load_n(next, __ATOMIC_RELAXED) > int(leaves_one)) {
-      const int64_t i = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
-      if (i < each) body(owner, i);
-    }
+  body(int64_t(omp_get_thread_num()), int64_t(omp_get_num_threads()));
+}
+
+// Until all of the team are here.
+inline void wait_for(int64_t team) {
+  if (team > 1) {
+#pragma omp barrier
   }
 }
+
+// Items [0, n) in as many shares as a team has threads. A thread takes those of its own, whose data
+// its core has, then what others have not begun, but their last: fetching its data takes as long.
+class Shares {
+ public:
+  explicit Shares(int64_t threads) : queues_(threads) {}
+  // By each thread before it waits for the team; nobody may be taking.
+  void begin(int64_t n, int64_t me, int64_t team) {
+    queues_.data()[me] = {n * me / team, n * (me + 1) / team};
+  }
+  template <class Body> void take(int64_t me, int64_t team, const Body& body) {
+    for (int64_t k = 0; k < team; ++k) {
+      Queue& queue = queues_.data()[(me + k) % team];
+      while (queue.last - __atomic_load_n(&queue.next, __ATOMIC_RELAXED) > int(k > 0)) {
+        const int64_t i = __atomic_fetch_add(&queue.next, 1, __ATOMIC_RELAXED);
+        if (i < queue.last) body(i);
+      }
+    }
+  }
+
+ private:
+  struct alignas(64) Queue {  // a cache line of its own
+    int64_t next, last;
+  };
+  Scratch<Queue> queues_;
+};
 
 }  // namespace fastlm::cpu::FASTLM_ISA

@@ -1,4 +1,4 @@
-// The register tile of a matrix product, which attention and product.cpp share.
+// The register tile of a matrix product, which attention and linear_cross_entropy share.
 #pragma once
 
 #include "simd.h"
@@ -7,10 +7,13 @@ namespace fastlm::cpu::FASTLM_ISA {
 
 constexpr int64_t kTileVectors = 2;
 
-// What a product multiplies: A is what it adds up in, Unit what one lane of a vector holds.
-template <class T> struct Elements {
+// What a product multiplies: A is what it adds up in, Unit what one lane of a vector holds, Stored
+// what b's rows are read from.
+template <class T, class S = T> struct Elements {
   using A = T;
   using Unit = T;
+  using Stored = S;
+  static FASTLM_INLINE Vec<T> row(const S* p) { return load(p); }
   static FASTLM_INLINE Vec<A> add(Vec<A> sum, Unit element, Vec<Unit> row) {
     return sum + all(element) * row;
   }
@@ -20,7 +23,7 @@ template <class T> struct Elements {
 // Units.
 template <class Kind, int kRows, bool kAdd>
 FASTLM_INLINE void product_tile(int64_t depth, const typename Kind::Unit* a, int64_t a_row,
-                                int64_t a_col, const typename Kind::Unit* b, int64_t ldb,
+                                int64_t a_col, const typename Kind::Stored* b, int64_t ldb,
                                 typename Kind::A* c, int64_t ldc) {
   using A = typename Kind::A;
   using Row = Vec<typename Kind::Unit>;
@@ -30,8 +33,7 @@ FASTLM_INLINE void product_tile(int64_t depth, const typename Kind::Unit* a, int
   for (int64_t k = 0; k < depth; ++k) {
     Row row[kTileVectors];
 #pragma GCC unroll 2
-    for (int v = 0; v < kTileVectors; ++v)
-      memcpy(&row[v], b + k * ldb + v * kLanes<A>, sizeof(Row));
+    for (int v = 0; v < kTileVectors; ++v) row[v] = Kind::row(b + k * ldb + v * kLanes<A>);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 2

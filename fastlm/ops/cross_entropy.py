@@ -239,17 +239,6 @@ def checked_weight(op: str, weight: Tensor, classes: int) -> Tensor:
     return weight
 
 
-def check_target(op: str, target: Tensor, classes: int, ignore_index: int) -> None:
-    """Raises IndexError for a CPU target outside the classes."""
-    wrong = ((target < 0) | (target >= classes)) & (target != ignore_index)
-    if wrong.any():
-        row = int(wrong.nonzero()[0])
-        raise IndexError(
-            f"{op}: target: row {row} holds {int(target[row])}; accepted are 0 to {classes - 1} "
-            f"and ignore_index {ignore_index}"
-        )
-
-
 def denominator_of(
     rows: Tensor, weight: Tensor | None, ignore_index: int, reduction: str
 ) -> Tensor | None:

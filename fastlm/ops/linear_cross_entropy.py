@@ -2,8 +2,8 @@
 
 Where the loss is reduced and the weight gets a gradient, forward computes all gradients while it
 has the logits, which saves one of four products; otherwise backward makes the logits again. How,
-for a tile of classes on the CPU and for some rows on a GPU, is in linear_cross_entropy_tiles.py and
-linear_cross_entropy_rows.py.
+for a tile of classes on the CPU and for some rows on a GPU, is in
+csrc/cpu/linear_cross_entropy.cpp and linear_cross_entropy_rows.py.
 """
 
 import torch
@@ -14,19 +14,18 @@ from .. import reference
 from ..backend import choose
 from . import linear_cross_entropy_rows as by_rows
 from . import linear_cross_entropy_tiles as tiles
-from .cross_entropy import as_reduction, check_target, checked_weight, denominator_of
+from .cross_entropy import as_reduction, checked_weight, denominator_of
 from .define import define, statistics_like
 
 # ---- implementation ----
 
 
 def _of(kernels):
-    """By tiles of classes where there is a product for them, by rows elsewhere."""
-    return tiles if hasattr(kernels, "product") else by_rows
+    """By tiles of classes where there is a kernel for them, by rows elsewhere."""
+    return tiles if hasattr(kernels, "linear_cross_entropy") else by_rows
 
 
 def _forward(kernels, x, linear_weight, linear_bias, target, weight, *options):
-    _check_target_of(kernels, target, linear_weight, options)
     return _of(kernels).forward(kernels, x, linear_weight, linear_bias, target, weight, options)
 
 
@@ -45,18 +44,11 @@ def _gradients(
     kernels, dloss, x, linear_weight, linear_bias, target, weight,
     input_grad, linear_weight_grad, linear_bias_grad, *options,
 ):  # fmt: skip
-    _check_target_of(kernels, target, linear_weight, options)
     wanted = input_grad, linear_weight_grad, linear_bias_grad
     loss, lse, *grads = _of(kernels).gradients(
         kernels, dloss, x, linear_weight, linear_bias, target, weight, options, wanted
     )
     return loss, lse, *(x.new_empty(0) if grad is None else grad for grad in grads)
-
-
-def _check_target_of(kernels, target, linear_weight, options) -> None:
-    """The kernels by rows check for themselves, or on a GPU cannot."""
-    if _of(kernels) is tiles:
-        check_target("linear_cross_entropy", target, linear_weight.shape[0], options[0])
 
 
 # ---- schema and fake ----

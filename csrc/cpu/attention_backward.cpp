@@ -18,41 +18,50 @@ namespace {
 // anew.
 constexpr int64_t kItemsWanted = 16;
 
-template <class A> struct BackwardBlocks {
-  int64_t head_dim, ld;  // ld: head_dim padded to whole tiles
-  Scratch<A> memory;
-  A *q_t, *dout_t, *dq_t;  // (query blocks, head_dim, kQueries): scaled q, dout, dq, transposed
-  A *q, *dout;             // (queries, ld)
-  A *lse2, *delta, *ones;  // (queries) twice, (kQueries)
-  A *k, *v;                // (kKeys, ld)
-  A *dk, *dv;              // (keys of the slice, ld)
+template <class T> struct BackwardBlocks {
+  using A = acc_t<T>;
+  using U = unit_t<T>;
+  int64_t head_dim, ld, row;  // ld: head_dim padded to whole tiles; row: of Units along head_dim
+  Scratch<A> sums;
+  Scratch<U> units;
+  A* dq_t;          // (query blocks, head_dim, kQueries): dq, transposed
+  A *lse2, *delta;  // (queries)
+  A *dk, *dv;       // (keys of the slice, ld)
   A *p, *ds, *cap;  // (kKeys, kQueries): probabilities, score gradients, softcap's derivative
+  U *q_t, *dout_t;  // (query blocks, Units of head_dim, kQueries): scaled q, dout, transposed
+  U *q, *dout;      // (Units of queries, ld)
+  U *k, *v;         // (kKeys, row)
+  U* k_across;      // (Units of kKeys, ld)
+  U *p_units, *ds_units, *ds_across;  // p and ds where Units are pairs
 
   BackwardBlocks(int64_t queries, int64_t keys, int64_t head_dim_)
       : head_dim(head_dim_),
         ld(padded<A>(head_dim_)),
-        memory(queries * (3 * head_dim_ + 2 * ld + 2) + kQueries + 2 * (kKeys + keys) * ld +
-               3 * kKeys * kQueries) {
-    A* next = memory.data();
-    const auto take = [&](int64_t count) {
-      A* here = next;
-      next += count;
-      return here;
-    };
-    q_t = take(queries * head_dim), dout_t = take(queries * head_dim),
-    dq_t = take(queries * head_dim);
-    q = take(queries * ld), dout = take(queries * ld);
-    lse2 = take(queries), delta = take(queries), ones = take(kQueries);
-    k = take(kKeys * ld), v = take(kKeys * ld), dk = take(keys * ld), dv = take(keys * ld);
-    p = take(kKeys * kQueries), ds = take(kKeys * kQueries), cap = take(kKeys * kQueries);
-    for (int64_t i = 0; i < kQueries; ++i) ones[i] = 1;
+        row(padded_units<T>(head_dim_)),
+        sums(queries * (head_dim_ + 2) + 2 * keys * ld + 3 * kKeys * kQueries),
+        units(2 * queries * (units_of<T>(head_dim_) + ld) + kKeys * (2 * row + ld) +
+              3 * kKeys * kQueries) {
+    A* next = sums.data();
+    const auto take = [](auto*& next, int64_t count) { return (next += count) - count; };
+    dq_t = take(next, queries * head_dim);
+    lse2 = take(next, queries), delta = take(next, queries);
+    dk = take(next, keys * ld), dv = take(next, keys * ld);
+    p = take(next, kKeys * kQueries), ds = take(next, kKeys * kQueries);
+    cap = take(next, kKeys * kQueries);
+    U* unit = units.data();
+    q_t = take(unit, queries * units_of<T>(head_dim));
+    dout_t = take(unit, queries * units_of<T>(head_dim));
+    q = take(unit, queries * ld), dout = take(unit, queries * ld);
+    k = take(unit, kKeys * row), v = take(unit, kKeys * row), k_across = take(unit, kKeys * ld);
+    p_units = take(unit, kKeys * kQueries), ds_units = take(unit, kKeys * kQueries);
+    ds_across = take(unit, kKeys * kQueries);
   }
 };
 
 // Everything of one query head that its blocks of keys read again and again.
 template <class T>
 void pack_head(const AttentionBackward& p, const Sequence& seq, int64_t head, acc_t<T> scale,
-               BackwardBlocks<acc_t<T>>& b) {
+               BackwardBlocks<T>& b) {
   using A = acc_t<T>;
   const int64_t head_dim = b.head_dim;
   const A* lse = static_cast<const A*>(p.lse) + seq.lse_index(p.shape, head, 0);
@@ -60,10 +69,11 @@ void pack_head(const AttentionBackward& p, const Sequence& seq, int64_t head, ac
     const int64_t rows = least(kQueries, seq.queries - query), at = seq.first_query + query;
     const T *q = row_of<T>(p.q, seq.batch, at, head),
             *dout = row_of<T>(p.dout, seq.batch, at, head);
-    load_transposed(q, p.q.row_stride, rows, head_dim, scale, b.q_t + query * head_dim);
-    load_transposed(dout, p.dout.row_stride, rows, head_dim, A(1), b.dout_t + query * head_dim);
-    load_rows(q, p.q.row_stride, rows, head_dim, b.q + query * b.ld, b.ld);
-    load_rows(dout, p.dout.row_stride, rows, head_dim, b.dout + query * b.ld, b.ld);
+    const int64_t transposed = query * units_of<T>(head_dim), across = units_of<T>(query) * b.ld;
+    load_transposed(q, p.q.row_stride, rows, head_dim, scale, b.q_t + transposed);
+    load_transposed(dout, p.dout.row_stride, rows, head_dim, A(1), b.dout_t + transposed);
+    load_units_across(q, p.q.row_stride, rows, head_dim, b.q + across, b.ld);
+    load_units_across(dout, p.dout.row_stride, rows, head_dim, b.dout + across, b.ld);
     for (int64_t i = 0; i < kQueries; ++i) {
       Vec<A> dot{};
       if (i < rows) {
@@ -83,17 +93,21 @@ void pack_head(const AttentionBackward& p, const Sequence& seq, int64_t head, ac
 
 // The five products of one pair of blocks; `key` counts in the sequence, dk and dv point at this
 // block's rows.
-template <class A>
+template <class T>
 void pair(const AttentionShape& s, const Sequence& seq, const DropoutRule& dropout,
-          uint64_t lse_index, int64_t query, int64_t key, int64_t keys, A* dk, A* dv,
-          BackwardBlocks<A>& b) {
+          uint64_t lse_index, int64_t query, int64_t key, int64_t keys, acc_t<T> scale,
+          acc_t<T>* dk, acc_t<T>* dv, BackwardBlocks<T>& b) {
+  using A = acc_t<T>;
+  using U = unit_t<T>;
   const int64_t head_dim = b.head_dim, rows = least(kQueries, seq.queries - query);
-  const A *q_t = b.q_t + query * head_dim, *dout_t = b.dout_t + query * head_dim;
-  product<false>(keys, kQueries, head_dim, Operand<A>{b.k, b.ld, 1}, q_t, kQueries, b.p, kQueries);
+  const int64_t depth = units_of<T>(head_dim);
+  product<false, T>(keys, kQueries, depth, Operand<U>{b.k, b.row, 1}, b.q_t + query * depth,
+                    kQueries, b.p, kQueries);
+  scale_block<T>(scale, keys, b.p);
   if (s.softcap > 0) softcap_block<A>(A(s.softcap), keys, b.p, b.cap);
   mask_block(s, seq, query, key, keys, -A(INFINITY), b.p);
-  product<false>(keys, kQueries, head_dim, Operand<A>{b.v, b.ld, 1}, dout_t, kQueries, b.ds,
-                 kQueries);
+  product<false, T>(keys, kQueries, depth, Operand<U>{b.v, b.row, 1}, b.dout_t + query * depth,
+                    kQueries, b.ds, kQueries);
   if (s.dropout_p > 0) dropout_block(dropout, lse_index + uint64_t(query), key, keys, b.ds);
   for (int64_t q = 0; q < kQueries; q += kLanes<A>) {
     const Vec<A> lse2 = load(b.lse2 + query + q), delta = load(b.delta + query + q);
@@ -107,12 +121,17 @@ void pair(const AttentionShape& s, const Sequence& seq, const DropoutRule& dropo
   if (s.softcap > 0)
     for (int64_t i = 0; i < keys * kQueries; ++i) b.ds[i] *= b.cap[i];
   if (s.dropout_p > 0) dropout_block(dropout, lse_index + uint64_t(query), key, keys, b.p);
-  product<true>(keys, b.ld, rows, Operand<A>{b.p, kQueries, 1}, b.dout + query * b.ld, b.ld, dv,
-                b.ld);
-  product<true>(keys, b.ld, rows, Operand<A>{b.ds, kQueries, 1}, b.q + query * b.ld, b.ld, dk,
-                b.ld);
-  product<true>(head_dim, kQueries, keys, Operand<A>{b.k, 1, b.ld}, b.ds, kQueries,
-                b.dq_t + query * head_dim, kQueries);
+  const Operand<U> k_transposed{kPairs<T> ? b.k_across : b.k, 1, kPairs<T> ? b.ld : b.row};
+  const int64_t of_queries = units_of<T>(kQueries), across = units_of<T>(query) * b.ld;
+  product<true, T>(keys, b.ld, units_of<T>(rows),
+                   Operand<U>{over_queries<T>(b.p, keys, b.p_units), of_queries, 1},
+                   b.dout + across, b.ld, dv, b.ld);
+  product<true, T>(keys, b.ld, units_of<T>(rows),
+                   Operand<U>{over_queries<T>(b.ds, keys, b.ds_units), of_queries, 1}, b.q + across,
+                   b.ld, dk, b.ld);
+  product<true, T>(head_dim, kQueries, units_of<T>(keys), k_transposed,
+                   over_keys<T>(b.ds, keys, b.ds_across), kQueries, b.dq_t + query * head_dim,
+                   kQueries);
 }
 
 template <class T> struct Slices {  // how the keys of a sequence are divided among items
@@ -130,25 +149,27 @@ template <class T> struct Slices {  // how the keys of a sequence are divided am
 // `finish_head`.
 template <class T, class FinishHead>
 void backward_slice(const AttentionBackward& p, const Sequence& seq, int64_t kv_head, int64_t first,
-                    int64_t last, BackwardBlocks<acc_t<T>>& b, const FinishHead& finish_head) {
+                    int64_t last, BackwardBlocks<T>& b, const FinishHead& finish_head) {
   using A = acc_t<T>;
   const AttentionShape& s = p.shape;
   const int64_t group = s.heads / s.kv_heads, head_dim = s.head_dim;
   const DropoutRule dropout(s.seed, s.dropout_p);
+  const A scale = A(s.softcap > 0 ? s.softmax_scale : s.softmax_scale * kLog2e);
   memset(b.dk, 0, size_t(most(0, last - first) * b.ld) * sizeof(A));
   memset(b.dv, 0, size_t(most(0, last - first) * b.ld) * sizeof(A));
   for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-    pack_head<T>(p, seq, head, A(s.softcap > 0 ? s.softmax_scale : s.softmax_scale * kLog2e), b);
+    pack_head<T>(p, seq, head, scale, b);
     for (int64_t key = first; key < last; key += kKeys) {
       const int64_t keys = least(kKeys, last - key);
-      load_rows(row_of<T>(p.k, seq.batch, seq.first_key + key, kv_head), p.k.row_stride, keys,
-                head_dim, b.k, b.ld);
-      load_rows(row_of<T>(p.v, seq.batch, seq.first_key + key, kv_head), p.v.row_stride, keys,
-                head_dim, b.v, b.ld);
+      const T* k = row_of<T>(p.k, seq.batch, seq.first_key + key, kv_head);
+      load_units(k, p.k.row_stride, keys, head_dim, b.k, b.row);
+      if (kPairs<T>) load_units_across(k, p.k.row_stride, keys, head_dim, b.k_across, b.ld);
+      load_units(row_of<T>(p.v, seq.batch, seq.first_key + key, kv_head), p.v.row_stride, keys,
+                 head_dim, b.v, b.row);
       for (int64_t query = 0; query < seq.queries; query += kQueries) {
         const int64_t last_query = least(query + kQueries, seq.queries) - 1;
         if (seq.highest(s, last_query) < key || seq.lowest(s, query) >= key + keys) continue;
-        pair(s, seq, dropout, uint64_t(seq.lse_index(s, head, 0)), query, key, keys,
+        pair(s, seq, dropout, uint64_t(seq.lse_index(s, head, 0)), query, key, keys, scale,
              b.dk + (key - first) * b.ld, b.dv + (key - first) * b.ld, b);
       }
     }
@@ -194,7 +215,7 @@ template <class T> void backward(const AttentionBackward& p, int64_t threads) {
     const int64_t slice = item % slices.count, kv_head = item / slices.count % s.kv_heads;
     const int64_t batch = item / slices.count / s.kv_heads;
     const Sequence seq(s, batch);
-    BackwardBlocks<A> b(queries, slices.keys, s.head_dim);
+    BackwardBlocks<T> b(queries, slices.keys, s.head_dim);
     const int64_t first = slice * slices.keys, last = least(first + slices.keys, seq.keys);
     backward_slice<T>(p, seq, kv_head, first, last, b, [&](int64_t head) {
       if (several)

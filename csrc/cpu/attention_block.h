@@ -6,7 +6,10 @@
 // lanes, and every product of the algorithm has the form
 //   C (M x N) += A (M x K) B (K x N),  A read one element at a time in any layout, B and C in rows
 //   of whole vectors,
-// so that one register-tiled product serves them all and neither K nor V is ever transposed.
+// so that one register-tiled product serves them all and neither K nor V is ever transposed. What
+// it multiplies is what sums are kept in; or pairs of bfloat16 neighbours along K where the
+// processor multiplies these, so that operands are also packed across their rows, and probabilities
+// rounded.
 #pragma once
 
 #include "../attention.h"
@@ -25,27 +28,37 @@ constexpr int64_t kTileRows = 8;  // 16 accumulators of the 32 registers
 constexpr int64_t kTileRows = 4;  // 8 of 16
 #endif
 
+// head_dim as rows of the second operand need it, and as rows of the first, in Units.
 template <class A> FASTLM_INLINE constexpr int64_t padded(int64_t columns) {
   return ceil_div(columns, kTileVectors * kLanes<A>) * kTileVectors * kLanes<A>;
 }
+template <class T> FASTLM_INLINE constexpr int64_t padded_units(int64_t columns) {
+  return ceil_div(units_of<T>(columns), kLanes<unit_t<T>>) * kLanes<unit_t<T>>;
+}
 
-template <class A> struct Operand {  // element (i, j) is data[i * row + j * col]
-  const A* data;
+template <class T> constexpr bool kPairs = Kind<T>::kElements == 2;
+template <class T> struct Multiplied : Elements<acc_t<T>> {};
+#if defined(__AVX512BF16__)
+template <> struct Multiplied<bf16> : Kind<bf16> {};
+#endif
+
+template <class U> struct Operand {  // Unit (i, j) is data[i * row + j * col]
+  const U* data;
   int64_t row, col;
 };
 
-// C = A B, or C += A B. cols is a multiple of kTileVectors vectors.
-template <bool kAdd, class A>
-void product(int64_t rows, int64_t cols, int64_t depth, Operand<A> a, const A* b, int64_t ldb, A* c,
-             int64_t ldc) {
-  for (int64_t n = 0; n < cols; n += kTileVectors * kLanes<A>) {
+// C = A B, or C += A B. cols is a multiple of kTileVectors vectors; depth is in Units.
+template <bool kAdd, class T>
+void product(int64_t rows, int64_t cols, int64_t depth, Operand<unit_t<T>> a, const unit_t<T>* b,
+             int64_t ldb, acc_t<T>* c, int64_t ldc) {
+  for (int64_t n = 0; n < cols; n += kTileVectors * kLanes<acc_t<T>>) {
     int64_t m = 0;
     for (; m + kTileRows <= rows; m += kTileRows)
-      product_tile<Elements<A>, kTileRows, kAdd>(depth, a.data + m * a.row, a.row, a.col, b + n,
-                                                 ldb, c + m * ldc + n, ldc);
+      product_tile<Multiplied<T>, kTileRows, kAdd>(depth, a.data + m * a.row, a.row, a.col, b + n,
+                                                   ldb, c + m * ldc + n, ldc);
     for (; m < rows; ++m)
-      product_tile<Elements<A>, 1, kAdd>(depth, a.data + m * a.row, a.row, a.col, b + n, ldb,
-                                         c + m * ldc + n, ldc);
+      product_tile<Multiplied<T>, 1, kAdd>(depth, a.data + m * a.row, a.row, a.col, b + n, ldb,
+                                           c + m * ldc + n, ldc);
   }
 }
 
@@ -70,20 +83,95 @@ void load_rows(const T* source, int64_t stride, int64_t rows, int64_t head_dim, 
   }
 }
 
-// out (head_dim, kQueries) = scale * transpose of `rows` source rows; queries past them are zero.
+// out (rows, ld) = source rows, in Units of neighbours along head_dim; zero past them. ld is a
+// multiple of a vector's lanes.
+template <class T>
+void load_units(const T* source, int64_t stride, int64_t rows, int64_t head_dim, unit_t<T>* out,
+                int64_t ld) {
+  using U = unit_t<T>;
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t u = 0; u < ld; u += kLanes<U>) {
+      const int64_t d = u * Kind<T>::kElements;
+      const Vec<U> units =
+          d < head_dim ? Kind<T>::along(source + r * stride + d, head_dim - d) : Vec<U>{};
+      memcpy(out + r * ld + u, &units, sizeof units);
+    }
+}
+
+// out (Units of rows, ld) = source rows, in Units of neighbours across them; zero past head_dim. ld
+// is padded.
+template <class T>
+void load_units_across(const T* source, int64_t stride, int64_t rows, int64_t head_dim,
+                       unit_t<T>* out, int64_t ld) {
+  if constexpr (kPairs<T>) {
+    constexpr int64_t kLane = kLanes<unit_t<T>>;
+    for (int64_t r = 0; r < rows; r += 2, out += ld)
+      for (int64_t d = 0; d < ld; d += 2 * kLane) {
+        const T* row = source + r * stride + d;
+        Vec<unit_t<T>> units[2];
+        Kind<T>::across(units, row, head_dim - d, r + 1 < rows ? row + stride : nullptr);
+        memcpy(out + d, units, sizeof units);
+      }
+  } else {
+    load_units<T>(source, stride, rows, head_dim, out, ld);
+  }
+}
+
+// out (Units of head_dim, kQueries) = transpose of `rows` source rows, times scale unless Units are
+// pairs; queries past them are zero.
 template <class T>
 void load_transposed(const T* source, int64_t stride, int64_t rows, int64_t head_dim,
-                     acc_t<T> scale, acc_t<T>* out) {
+                     acc_t<T> scale, unit_t<T>* out) {
+  using U = unit_t<T>;
+  constexpr int64_t kLane = kLanes<U>, kElements = Kind<T>::kElements;
+  for (int64_t q = 0; q < kQueries; q += kLane)
+    for (int64_t d = 0; d < head_dim; d += kLane * kElements) {
+      Vec<U> square[kLane] = {};
+      for (int64_t i = 0; i < least(kLane, rows - q); ++i) {
+        square[i] = Kind<T>::along(source + (q + i) * stride + d, head_dim - d);
+        if constexpr (!kPairs<T>) square[i] *= scale;
+      }
+      transpose_square<U>(square);
+      for (int64_t i = 0; i < least(kLane, units_of<T>(head_dim - d)); ++i)
+        memcpy(out + (d / kElements + i) * kQueries + q, &square[i], sizeof square[i]);
+    }
+}
+
+// Scores of pairs, which are of queries that are not scaled.
+template <class T> void scale_block(acc_t<T> scale, int64_t keys, acc_t<T>* scores) {
   using A = acc_t<T>;
-  for (int64_t q = 0; q < kQueries; q += kLanes<A>) {
-    sweep<A>(head_dim, [&](int64_t d, auto span) __attribute__((always_inline)) {
-      Vec<A> square[kLanes<A>] = {};
-      for (int64_t i = 0; i < least(kLanes<A>, rows - q); ++i)
-        square[i] = load(source + (q + i) * stride + d, span) * scale;
-      transpose_square<A>(square);
-      for (int64_t i = 0; i < least(kLanes<A>, head_dim - d); ++i)
-        store(out + (d + i) * kQueries + q, square[i]);
-    });
+  if constexpr (kPairs<T>)
+    for (int64_t i = 0; i < keys * kQueries; i += kLanes<A>)
+      store(scores + i, load(scores + i) * scale);
+}
+
+// A block (keys, kQueries) as the second operand of a product over keys, (Units of keys, kQueries):
+// in `out`, or where it is.
+template <class T> const unit_t<T>* over_keys(const acc_t<T>* block, int64_t keys, unit_t<T>* out) {
+  if constexpr (kPairs<T>) {
+    for (int64_t k = 0; k < keys; k += 2)
+      for (int64_t q = 0; q < kQueries; q += kLanes<float>) {
+        const float* at = block + k * kQueries + q;
+        const Half16 first = narrow(load(at));
+        const Half16 second = k + 1 < keys ? narrow(load(at + kQueries)) : Half16{};
+        const Vec<uint32_t> pairs = to_32_bits(first) | to_32_bits(second) << 16;
+        memcpy(out + k / 2 * kQueries + q, &pairs, sizeof pairs);
+      }
+    return out;
+  } else {
+    return block;
+  }
+}
+
+// The same as the first operand of a product over queries, (keys, Units of kQueries).
+template <class T>
+const unit_t<T>* over_queries(const acc_t<T>* block, int64_t keys, unit_t<T>* out) {
+  if constexpr (kPairs<T>) {
+    for (int64_t i = 0; i < keys * kQueries; i += kLanes<float>)
+      store(reinterpret_cast<T*>(out) + i, load(block + i));
+    return out;
+  } else {
+    return block;
   }
 }
 

@@ -14,26 +14,35 @@
 namespace fastlm::cpu::FASTLM_ISA {
 namespace {
 
-template <class A> struct ForwardBlocks {
-  Scratch<A> memory;
-  A *q, *out, *k, *v,
-      *scores;  // (head_dim, queries) twice, (keys, head_dim) twice, (keys, queries)
+template <class T> struct ForwardBlocks {
+  using A = acc_t<T>;
+  using U = unit_t<T>;
+  int64_t k_row, v_row;
+  Scratch<A> sums;
+  Scratch<U> units;
+  A *out, *scores;   // (head_dim, queries), (keys, queries)
+  U *q, *k, *v, *p;  // (head_dim, queries), (keys, k_row), (keys, v_row), (keys, queries)
   A peak[kQueries],
       total[kQueries];  // running maximum (base 2) and sum of exponentials of each query
 
   explicit ForwardBlocks(int64_t head_dim)
-      : memory((2 * kQueries + 2 * kKeys) * head_dim + kKeys * kQueries) {
-    q = memory.data();
-    out = q + head_dim * kQueries;
-    k = out + head_dim * kQueries;
-    v = k + kKeys * head_dim;
-    scores = v + kKeys * head_dim;
+      : k_row(padded_units<T>(head_dim)),
+        v_row(padded<A>(head_dim)),
+        sums((head_dim + kKeys) * kQueries),
+        units(units_of<T>(head_dim) * kQueries + kKeys * (k_row + v_row + kQueries)) {
+    out = sums.data();
+    scores = out + head_dim * kQueries;
+    q = units.data();
+    k = q + units_of<T>(head_dim) * kQueries;
+    v = k + kKeys * k_row;
+    p = v + kKeys * v_row;
   }
 };
 
 // Turns scores into probabilities relative to the new maximum, and the output and its sums with
 // them.
-template <class A> void online_softmax(ForwardBlocks<A>& b, int64_t keys, int64_t head_dim) {
+template <class T> void online_softmax(ForwardBlocks<T>& b, int64_t keys, int64_t head_dim) {
+  using A = acc_t<T>;
   for (int64_t q = 0; q < kQueries; q += kLanes<A>) {
     const Vec<A> old_peak = load(b.peak + q);
     Vec<A> peak = old_peak;
@@ -60,8 +69,9 @@ template <class A> void online_softmax(ForwardBlocks<A>& b, int64_t keys, int64_
 
 template <class T>
 void forward_item(const AttentionForward& p, const Sequence& seq, int64_t head, int64_t query,
-                  ForwardBlocks<acc_t<T>>& b) {
+                  ForwardBlocks<T>& b) {
   using A = acc_t<T>;
+  using U = unit_t<T>;
   const AttentionShape& s = p.shape;
   const int64_t queries = least(kQueries, seq.queries - query), head_dim = s.head_dim;
   const int64_t kv_head = head / (s.heads / s.kv_heads), lse_index = seq.lse_index(s, head, query);
@@ -77,18 +87,19 @@ void forward_item(const AttentionForward& p, const Sequence& seq, int64_t head, 
   const int64_t end = seq.highest(s, query + queries - 1) + 1;
   for (int64_t key = seq.lowest(s, query) / kKeys * kKeys; key < end; key += kKeys) {
     const int64_t keys = least(kKeys, end - key);
-    load_rows(row_of<T>(p.k, seq.batch, seq.first_key + key, kv_head), p.k.row_stride, keys,
-              head_dim, b.k, head_dim);
-    load_rows(row_of<T>(p.v, seq.batch, seq.first_key + key, kv_head), p.v.row_stride, keys,
-              head_dim, b.v, head_dim);
-    product<false>(keys, kQueries, head_dim, Operand<A>{b.k, head_dim, 1}, b.q, kQueries, b.scores,
-                   kQueries);
+    load_units(row_of<T>(p.k, seq.batch, seq.first_key + key, kv_head), p.k.row_stride, keys,
+               head_dim, b.k, b.k_row);
+    load_units_across(row_of<T>(p.v, seq.batch, seq.first_key + key, kv_head), p.v.row_stride, keys,
+                      head_dim, b.v, b.v_row);
+    product<false, T>(keys, kQueries, units_of<T>(head_dim), Operand<U>{b.k, b.k_row, 1}, b.q,
+                      kQueries, b.scores, kQueries);
+    scale_block<T>(scale, keys, b.scores);
     if (s.softcap > 0) softcap_block<A>(A(s.softcap), keys, b.scores, nullptr);
     mask_block(s, seq, query, key, keys, -A(INFINITY), b.scores);
     online_softmax(b, keys, head_dim);
     if (s.dropout_p > 0) dropout_block(dropout, uint64_t(lse_index), key, keys, b.scores);
-    product<true>(head_dim, kQueries, keys, Operand<A>{b.v, 1, head_dim}, b.scores, kQueries, b.out,
-                  kQueries);
+    product<true, T>(head_dim, kQueries, units_of<T>(keys), Operand<U>{b.v, 1, b.v_row},
+                     over_keys<T>(b.scores, keys, b.p), kQueries, b.out, kQueries);
   }
   A* lse = static_cast<A*>(p.lse) + lse_index;
   for (int64_t i = 0; i < kQueries; ++i) {
@@ -110,7 +121,7 @@ template <class T> void forward(const AttentionForward& p, int64_t threads) {
         (blocks - 1 - item % blocks) * kQueries;  // the longest first: better balance when causal
     const Sequence seq(s, item / blocks / s.heads);
     if (query >= seq.queries) return;
-    ForwardBlocks<acc_t<T>> b(s.head_dim);
+    ForwardBlocks<T> b(s.head_dim);
     forward_item<T>(p, seq, item / blocks % s.heads, query, b);
   });
 }

@@ -1,23 +1,11 @@
 // The register tile of a matrix product, which attention and linear_cross_entropy share.
 #pragma once
 
-#include "simd.h"
+#include "units.h"
 
 namespace fastlm::cpu::FASTLM_ISA {
 
 constexpr int64_t kTileVectors = 2;
-
-// What a product multiplies: A is what it adds up in, Unit what one lane of a vector holds, Stored
-// what b's rows are read from.
-template <class T, class S = T> struct Elements {
-  using A = T;
-  using Unit = T;
-  using Stored = S;
-  static FASTLM_INLINE Vec<T> row(const S* p) { return load(p); }
-  static FASTLM_INLINE Vec<A> add(Vec<A> sum, Unit element, Vec<Unit> row) {
-    return sum + all(element) * row;
-  }
-};
 
 // c (kRows, kTileVectors vectors) = or += a (kRows, depth) b (depth, kTileVectors vectors), in
 // Units.

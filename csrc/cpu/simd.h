@@ -259,6 +259,16 @@ FASTLM_INLINE void write_row(T* out, int64_t n, const Body& body) {
     for (; i + kLane <= head; i += kLane) store(out + i, body(i, Full{}));
     if (i < head) store(out + i, body(i, Part{head - i}), Part{head - i});
     for (i = head; i + kLine <= n; i += kLine) {
+#if defined(__AVX512F__)
+      if constexpr (sizeof(T) < sizeof(A)) {
+        // In registers: halves that were just stored are not forwarded to the load of a line.
+        const __m256i low = bit_cast<__m256i>(narrow(body(i, Full{})));
+        const __m256i high = bit_cast<__m256i>(narrow(body(i + kLane, Full{})));
+        _mm512_stream_si512(reinterpret_cast<__m512i*>(out + i),
+                            _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
+        continue;
+      }
+#endif
       T line[kLine];
 #pragma GCC unroll 8
       for (int64_t j = 0; j < kLine; j += kLane) store(line + j, body(i + j, Full{}));

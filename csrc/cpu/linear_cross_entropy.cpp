@@ -47,7 +47,8 @@ template <class T> class Call {
   using Tile = ClassTile<T>;
   static constexpr bool kNarrow = sizeof(T) < sizeof(A);
   static constexpr int64_t kHeight = kTileRows<A>, kPanel = kTileCols<T>, kBlock = kRows<A>;
-  // Rows that a thread takes at a time in backward: few, as another takes what it has not begun.
+  // Rows that are taken at a time: few, so that their logits are in the cache when the softmax
+  // reads them, and another thread can take what one has not begun.
   static constexpr int64_t kFewRows = kBlock / 2;
 
   enum class Phase { forward, rows, classes };
@@ -91,7 +92,7 @@ template <class T> class Call {
         tiles(ceil_div(p.classes, width)),
         last_width(p.classes - (tiles - 1) * width),
         groups(least(ceil_div(tiles, 2), kMostGroups)),
-        row_blocks(ceil_div(p.rows, kBlock)),
+        row_blocks(ceil_div(p.rows, kFewRows)),
         padded_features(ceil_div(p.features, kPanel) * kPanel),
         of_features(Slabs::of<T>(p.features)),
         of_rows(Slabs::of<T>(p.rows)),
@@ -188,7 +189,7 @@ template <class T> class Call {
       rows = packed_units<T>(units_of<T>(of_features.depth),
                              rows_are_units<T>(p.features, p.features));
       mine.across = arena.take<S>(of_features.count * units_of<T>(of_features.depth) * width);
-      mine.block = arena.take<A>(kBlock * width);
+      mine.block = arena.take<A>(kFewRows * width);
     }
     if (phase == Phase::rows && p.dx) {
       rows = most(rows, most(rows_for_dx(width), rows_for_dx(last_width)));
@@ -196,7 +197,7 @@ template <class T> class Call {
     }
     if (phase == Phase::classes) {
       rows = packed_units<T>(units_of<T>(of_rows.depth), false);
-      mine.block = arena.take<A>(kNarrow ? kBlock * p.features : 0);
+      mine.block = arena.take<A>(kNarrow && of_rows.count > 1 ? kBlock * p.features : 0);
     }
     mine.rows = arena.take<U>(rows);
     mine.codes = arena.take<uint16_t>(width);
@@ -228,7 +229,7 @@ template <class T> class Call {
     int64_t from = 0;
     do {  // once without features: zeros
       const int64_t to = least(p.features, from + of_features.depth);
-      const auto product = from ? multiply<T, true, true> : multiply<T, true, false>;
+      const auto product = from ? multiply<T, true, true, A> : multiply<T, true, false, A>;
       product(a, rows, from, to, b, tile.classes, mine.block, width, mine.rows,
               from ? Ahead{} : ahead);
       b += units_of<T>(of_features.depth) * width;
@@ -273,7 +274,7 @@ template <class T> class Call {
     const auto add = plain() ? forward_row<T, true> : forward_row<T, false>;
     pack_across_of(tile, mine.across);
     for (int64_t i = 0; i < row_blocks; ++i) {
-      const int64_t first = i * kBlock, rows = least(kBlock, p.rows - first);
+      const int64_t first = i * kFewRows, rows = least(kFewRows, p.rows - first);
       make_logits(tile, first, rows, mine, ahead.part(i, row_blocks));
       for (int64_t r = first; r < first + rows; ++r) {
         const int64_t at = group * p.rows + r;
@@ -343,7 +344,7 @@ template <class T> class Call {
     parallel_team(threads, [&](int64_t me, int64_t team) {
       const Mine mine = mine_of(Phase::rows, me), mine_after = mine_of(Phase::classes, me);
       if (p.dlinear_weight) pack_x(me, team);
-      of_blocks.begin(ceil_div(p.rows, kFewRows), me, team);
+      of_blocks.begin(row_blocks, me, team);
       for (int64_t t = 0; t < tiles; ++t) {
         const Tile tile = tile_of(t);
         const Pieces pieces = pieces_of(tile, team);
@@ -355,7 +356,7 @@ template <class T> class Call {
                          tile.classes, mine.along);
         of_blocks.take(me, team, [&](int64_t i) { backward_rows(t, tile, i, mine); });
         wait_for(team);
-        of_blocks.begin(ceil_div(p.rows, kFewRows), me, team);
+        of_blocks.begin(row_blocks, me, team);
         const Ahead ahead = weight_ahead(t + 1);
         const int64_t each = most(1, pieces.down * pieces.across / team);
         of_pieces.take(me, team, [&](int64_t i) {
@@ -392,7 +393,7 @@ template <class T> class Call {
                dlogits + r * width, mine.codes);
     if (!p.dx) return;
     const Source<T> a{dlogits + first * width, width, 1, rows};
-    const auto product = t ? multiply<T, true, true> : multiply<T, true, false>;
+    const auto product = t ? multiply<T, true, true, A> : multiply<T, true, false, A>;
     product(a, rows, 0, tile.classes, mine.along, p.features, dx + first * p.features, p.features,
             mine.rows, {});
   }
@@ -422,10 +423,16 @@ template <class T> class Call {
     T* out = dlinear_weight + (tile.first + first) * p.features + from_col;
     A* sums = kNarrow ? mine.block : reinterpret_cast<A*>(out);
     const Source<T> a{dlogits + first, 1, width, width - first};
+    if (of_rows.count == 1) {
+      multiply<T, false, false>(a, last - first, 0, p.rows,
+                                x_panels + from_col * units_of<T>(p.rows), to_col - from_col, out,
+                                p.features, mine.rows, ahead);
+      return;
+    }
     int64_t from = 0, slab = 0;
     do {  // once without rows: zeros
       const int64_t to = least(p.rows, from + of_rows.depth);
-      const auto product = slab ? multiply<T, false, true> : multiply<T, false, false>;
+      const auto product = slab ? multiply<T, false, true, A> : multiply<T, false, false, A>;
       product(a, last - first, from, to, x_slab(slab) + from_col * units_of<T>(to - from),
               to_col - from_col, sums, p.features, mine.rows, slab ? Ahead{} : ahead);
       from = to, ++slab;

@@ -127,12 +127,12 @@ void pack_rows(const Source<T>& s, int64_t first_row, int64_t from, int64_t to, 
 
 // One register tile of out, whole or cut off at its edges. a's panel holds its rows side by side,
 // or, kRowMajor, each with its Units side by side.
-template <class T, bool kRowMajor, bool kAdd>
-void tile(int64_t units, const unit_t<T>* a, int64_t a_row, const stored_t<T>* b, acc_t<T>* out,
+template <class T, bool kRowMajor, bool kAdd, class Out>
+void tile(int64_t units, const unit_t<T>* a, int64_t a_row, const stored_t<T>* b, Out* out,
           int64_t out_row, int64_t rows, int64_t cols) {
   using A = acc_t<T>;
   constexpr int64_t kHeight = kTileRows<A>, kWidth = kTileCols<T>;
-  const auto run = [&](auto add, A* c, int64_t ldc) __attribute__((always_inline)) {
+  const auto run = [&](auto add, auto* c, int64_t ldc) __attribute__((always_inline)) {
     product_tile<Kind<T>, kHeight, decltype(add)::value>(
         units, a, kRowMajor ? a_row : 1, kRowMajor ? 1 : kHeight, b, kWidth, c, ldc);
   };
@@ -144,8 +144,8 @@ void tile(int64_t units, const unit_t<T>* a, int64_t a_row, const stored_t<T>* b
   run(Flag<false>{}, edge, kWidth);
   for (int64_t r = 0; r < least(rows, kHeight); ++r)
     for (int64_t c = 0; c < least(cols, kWidth); ++c) {
-      A& at = out[r * out_row + c];
-      at = (kAdd ? at : A(0)) + edge[r * kWidth + c];
+      Out* at = out + r * out_row + c;
+      put(at, (kAdd ? scalar(*at) : A(0)) + edge[r * kWidth + c]);
     }
 }
 
@@ -196,10 +196,11 @@ template <class T> constexpr int64_t packed_units(int64_t units, bool as_they_li
   return panel_stride<T>(units) * (as_they_lie ? 1 : kRows<acc_t<T>> / kTileRows<acc_t<T>>);
 }
 
-// out (rows, cols) = or += rows of a at depths [from, to) times the panels b; rows <= kRows.
-template <class T, bool kRowMajor, bool kAdd>
+// out (rows, cols) = or += rows of a at depths [from, to) times the panels b; rows <= kRows. out is
+// in the accumulation type or in T.
+template <class T, bool kRowMajor, bool kAdd, class Out>
 void multiply(const Source<T>& a, int64_t rows, int64_t from, int64_t to, const stored_t<T>* b,
-              int64_t cols, acc_t<T>* out, int64_t out_row, unit_t<T>* packed, const Ahead& ahead) {
+              int64_t cols, Out* out, int64_t out_row, unit_t<T>* packed, const Ahead& ahead) {
   using A = acc_t<T>;
   using U = unit_t<T>;
   using K = Kind<T>;

@@ -9,10 +9,10 @@ constexpr int64_t kTileVectors = 2;
 
 // c (kRows, kTileVectors vectors) = or += a (kRows, depth) b (depth, kTileVectors vectors), in
 // Units.
-template <class Kind, int kRows, bool kAdd>
+template <class Kind, int kRows, bool kAdd, class C>
 FASTLM_INLINE void product_tile(int64_t depth, const typename Kind::Unit* a, int64_t a_row,
-                                int64_t a_col, const typename Kind::Stored* b, int64_t ldb,
-                                typename Kind::A* c, int64_t ldc) {
+                                int64_t a_col, const typename Kind::Stored* b, int64_t ldb, C* c,
+                                int64_t ldc) {
   using A = typename Kind::A;
   using Row = Vec<typename Kind::Unit>;
   // From zero even when adding: a sum of short sums rounds less than one long one.
@@ -32,7 +32,7 @@ FASTLM_INLINE void product_tile(int64_t depth, const typename Kind::Unit* a, int
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 2
     for (int v = 0; v < kTileVectors; ++v) {
-      A* out = c + r * ldc + v * kLanes<A>;
+      C* out = c + r * ldc + v * kLanes<A>;
       store(out, kAdd ? load(out) + sums[r][v] : sums[r][v]);
     }
 }

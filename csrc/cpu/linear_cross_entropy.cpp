@@ -127,7 +127,9 @@ template <class T> class Call {
  private:
   static int64_t width_of(const LinearCrossEntropy& p) {
     const int64_t fit = kTileBytes<T> / most(1, p.features * int64_t(sizeof(T)));
-    return most(64, least(least(fit, 512), p.classes / 64) / 32 * 32);
+    // At least 128 Units, along which input's gradient is multiplied; at most a sixteenth of all.
+    const int64_t wanted = least(most(fit, 128 * Kind<T>::kElements), 512);
+    return most(64, least(wanted, p.classes / 16) / 32 * 32);
   }
   int64_t kept_rows_of(int64_t classes) const {
     const bool room = p.forward && p.dlinear_weight && p.features > 0;

@@ -242,6 +242,11 @@ struct Slabs {
     const int64_t units = units_of<T>(depth), count = most(1, ceil_div(units, kSlabUnits));
     return {count, ceil_div(units, count) * Kind<T>::kElements};
   }
+  // body(slab, from, to); once where there is no depth, as a product is zero then.
+  template <class Body> void each(int64_t total, const Body& body) const {
+    for (int64_t slab = 0; slab < count; ++slab)
+      body(slab, least(total, slab * depth), least(total, (slab + 1) * depth));
+  }
 };
 
 }  // namespace fastlm::cpu::FASTLM_ISA

@@ -20,17 +20,6 @@ constexpr const char* name_of(DType dtype) {
   }
 }
 
-constexpr int64_t size_of(DType dtype) {
-  switch (dtype) {
-    case DType::u8: return 1;
-    case DType::bf16:
-    case DType::f16: return 2;
-    case DType::f64:
-    case DType::i64: return 8;
-    default: return 4;
-  }
-}
-
 constexpr bool is_floating(DType dtype) { return dtype <= DType::f16; }
 
 }  // namespace fastlm

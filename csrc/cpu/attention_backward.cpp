@@ -31,16 +31,15 @@ template <class T> struct BackwardBlocks {
   U *q_t, *dout_t;  // (query blocks, Units of head_dim, kQueries): scaled q, dout, transposed
   U *q, *dout;      // (Units of queries, ld)
   U *k, *v;         // (kKeys, row)
-  U* k_across;      // (Units of kKeys, ld)
-  U *p_units, *ds_units, *ds_across;  // p and ds where Units are pairs
+  U* k_across;      // where Units are pairs: (Units of kKeys, ld),
+  U* converted;     // and p or ds as a product takes it
 
   BackwardBlocks(int64_t queries, int64_t keys, int64_t head_dim_)
       : head_dim(head_dim_),
         ld(padded<A>(head_dim_)),
         row(padded_units<T>(head_dim_)),
         sums(queries * (head_dim_ + 2) + 2 * keys * ld + 3 * kKeys * kQueries),
-        units(2 * queries * (units_of<T>(head_dim_) + ld) + kKeys * (2 * row + ld) +
-              3 * kKeys * kQueries) {
+        units(2 * queries * (units_of<T>(head_dim_) + ld) + kKeys * (2 * row + ld + kQueries)) {
     A* next = sums.data();
     const auto take = [](auto*& next, int64_t count) { return (next += count) - count; };
     dq_t = take(next, queries * head_dim);
@@ -53,8 +52,7 @@ template <class T> struct BackwardBlocks {
     dout_t = take(unit, queries * units_of<T>(head_dim));
     q = take(unit, queries * ld), dout = take(unit, queries * ld);
     k = take(unit, kKeys * row), v = take(unit, kKeys * row), k_across = take(unit, kKeys * ld);
-    p_units = take(unit, kKeys * kQueries), ds_units = take(unit, kKeys * kQueries);
-    ds_across = take(unit, kKeys * kQueries);
+    converted = take(unit, kKeys * kQueries);
   }
 };
 
@@ -124,13 +122,13 @@ void pair(const AttentionShape& s, const Sequence& seq, const DropoutRule& dropo
   const Operand<U> k_transposed{kPairs<T> ? b.k_across : b.k, 1, kPairs<T> ? b.ld : b.row};
   const int64_t of_queries = units_of<T>(kQueries), across = units_of<T>(query) * b.ld;
   product<true, T>(keys, b.ld, units_of<T>(rows),
-                   Operand<U>{over_queries<T>(b.p, keys, b.p_units), of_queries, 1},
+                   Operand<U>{over_queries<T>(b.p, keys, b.converted), of_queries, 1},
                    b.dout + across, b.ld, dv, b.ld);
   product<true, T>(keys, b.ld, units_of<T>(rows),
-                   Operand<U>{over_queries<T>(b.ds, keys, b.ds_units), of_queries, 1}, b.q + across,
-                   b.ld, dk, b.ld);
+                   Operand<U>{over_queries<T>(b.ds, keys, b.converted), of_queries, 1},
+                   b.q + across, b.ld, dk, b.ld);
   product<true, T>(head_dim, kQueries, units_of<T>(keys), k_transposed,
-                   over_keys<T>(b.ds, keys, b.ds_across), kQueries, b.dq_t + query * head_dim,
+                   over_keys<T>(b.ds, keys, b.converted), kQueries, b.dq_t + query * head_dim,
                    kQueries);
 }
 

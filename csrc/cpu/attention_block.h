@@ -36,6 +36,8 @@ template <class T> FASTLM_INLINE constexpr int64_t padded_units(int64_t columns)
   return ceil_div(units_of<T>(columns), kLanes<unit_t<T>>) * kLanes<unit_t<T>>;
 }
 
+// Second operands are Units too here: where those are not pairs, blocks are in what sums are kept
+// in.
 template <class T> constexpr bool kPairs = Kind<T>::kElements == 2;
 template <class T> struct Multiplied : Elements<acc_t<T>> {};
 #if defined(__AVX512BF16__)
@@ -68,19 +70,6 @@ template <class T>
 FASTLM_INLINE T* row_of(const Bshd& t, int64_t batch, int64_t row, int64_t head) {
   return static_cast<T*>(t.data) + batch * t.batch_stride + row * t.row_stride +
          head * t.head_stride;
-}
-
-// out (rows, ld) = source rows, zero in columns past head_dim.
-template <class T>
-void load_rows(const T* source, int64_t stride, int64_t rows, int64_t head_dim, acc_t<T>* out,
-               int64_t ld) {
-  using A = acc_t<T>;
-  for (int64_t r = 0; r < rows; ++r) {
-    sweep<A>(head_dim, [&](int64_t d, auto span) __attribute__((always_inline)) {
-      store(out + r * ld + d, load(source + r * stride + d, span), span);
-    });
-    for (int64_t d = head_dim; d < ld; ++d) out[r * ld + d] = 0;
-  }
 }
 
 // out (rows, ld) = source rows, in Units of neighbours along head_dim; zero past them. ld is a

@@ -40,8 +40,10 @@ template <class T> struct DecodeQuery {
 
   void score_keys() const {
     each_head([&](int64_t head, int64_t i) __attribute__((always_inline)) {
-      load_rows(row_of<T>(p.q, seq.batch, query, head), 0, 1, s.head_dim, q + i * s.head_dim,
-                s.head_dim);
+      const T* row = row_of<T>(p.q, seq.batch, query, head);
+      sweep<A>(s.head_dim, [&](int64_t d, auto span) __attribute__((always_inline)) {
+        store(q + i * s.head_dim + d, load(row + d, span), span);
+      });
     });
     for (int64_t key = 0; key < count; ++key)
       each_head([&](int64_t head, int64_t i) __attribute__((always_inline)) {

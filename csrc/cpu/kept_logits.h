@@ -36,9 +36,6 @@ template <class T> int64_t rows_that_fit(int64_t bytes, int64_t classes) {
   return bytes / (sizeof(T) == 8 ? size : 3 * size / 4);
 }
 
-template <class A> FASTLM_INLINE int64_t live_lanes(Full) { return kLanes<A>; }
-template <class A> FASTLM_INLINE int64_t live_lanes(Part part) { return part.count; }
-
 // float64, for gradcheck: as they are.
 template <class T> struct KeptRow {
   static constexpr bool kCapped = false;  // whether logits are kept after the softcap

@@ -121,6 +121,8 @@ struct Full {};
 struct Part {
   int64_t count;
 };  // 0 < count < lanes
+template <class A> FASTLM_INLINE int64_t live_lanes(Full) { return kLanes<A>; }
+template <class A> FASTLM_INLINE int64_t live_lanes(Part part) { return part.count; }
 
 FASTLM_INLINE Vec<float> load(const float* p, Full = {}) {
   Vec<float> v;

@@ -234,7 +234,7 @@ inline void cross_entropy_backward(const TensorView& dlogits, const TensorView& 
 // ---- attention ----
 
 struct AttentionOptions {  // everything of a call that is not q, k or v
-  OptionalView cu_seqlens_q, cu_seqlens_k, seqlens_k, seed;
+  OptionalView cu_seqlens_q, cu_seqlens_k, seqlens_k, attn_mask, alibi_slopes, seed;
   int64_t max_queries, max_keys;
   double softmax_scale, softcap;
   int64_t window_left, window_right;
@@ -247,50 +247,92 @@ inline Bshd bshd(const TensorView& t, const TensorView& q, const char* argument)
     refuse(argument, "the dtype and number of dimensions of " + describe(q), t);
   if (t.dims != 3 && t.dims != 4)
     refuse(argument, "(batch, sequence, heads, head_dim) or (tokens, heads, head_dim)", t);
-  if (t.strides[t.dims - 1] != 1 && t.shape[t.dims - 1] != 1)
+  // Strides of a tensor without elements mean nothing.
+  if (t.strides[t.dims - 1] != 1 && t.shape[t.dims - 1] != 1 && t.count() != 0)
     refuse(argument, "a contiguous last dimension", t);
   return {t.data, t.dims == 4 ? t.strides[0] : 0, t.strides[t.dims - 3], t.strides[t.dims - 2]};
 }
 
+inline void set_mask(ScoreBias& bias, const OptionalView& mask, const TensorView& q, int64_t batch,
+                     int64_t heads, int64_t queries, int64_t keys) {
+  if (!mask) return;
+  const TensorView& m = *mask;
+  const bool fits = m.dims == 4 && m.shape[0] == batch && m.shape[1] == heads &&
+                    m.shape[2] == queries && m.shape[3] == keys;
+  if (!fits || m.device_type != kDeviceType)
+    refuse("attention: attn_mask", "(batch, heads, queries, keys) on this module's device", m);
+  if (m.dtype != DType::u8 && m.dtype != DType::f32 && m.dtype != q.dtype)
+    refuse("attention: attn_mask", "uint8, float32 or q's dtype", m);
+  bias.mask = m.data;
+  bias.mask_dtype = m.dtype;
+  bias.mask_batch_stride = m.strides[0];
+  bias.mask_head_stride = m.strides[1];
+  bias.mask_query_stride = m.strides[2];
+  bias.mask_key_stride = m.strides[3];
+}
+
+inline void set_slopes(ScoreBias& bias, const OptionalView& slopes, int64_t batch, int64_t heads) {
+  if (!slopes) return;
+  const bool by_batch = slopes->count() == batch * heads && slopes->dims == 2;
+  check_size(slopes, by_batch ? batch * heads : heads, DType::f32, "attention: alibi_slopes");
+  bias.alibi_slopes = static_cast<const float*>(slopes->data);
+  bias.alibi_batch_stride = by_batch ? heads : 0;
+}
+
 inline AttentionShape attention_shape(const TensorView& q, const TensorView& k, const TensorView& v,
                                       const TensorView& lse, const AttentionOptions& o) {
-  check_size(lse, rows_of(q), statistics_dtype(q), "attention: lse");
+  check_size(lse, rows_of(q), DType::f64, "attention: lse");
   const bool packed = q.dims == 3;
   if (packed != o.cu_seqlens_q.has_value() || packed != o.cu_seqlens_k.has_value())
     refuse("attention: q",
            packed ? "cu_seqlens_q and cu_seqlens_k with (tokens, heads, head_dim)"
                   : "no cu_seqlens with 4 dimensions",
            q);
+  if (packed && o.attn_mask) refuse("attention: attn_mask", "none with cu_seqlens", *o.attn_mask);
   const int s = q.dims - 3, h = q.dims - 2, d = q.dims - 1;  // sequence, heads, head_dim
   const bool heads_fit = k.shape[h] > 0 && q.shape[h] % k.shape[h] == 0 && k.shape[h] == v.shape[h];
   if (!heads_fit)
     refuse("attention: k", "as many heads as v, a divisor of q's in " + describe(q), k);
-  if (q.shape[d] != k.shape[d] || q.shape[d] != v.shape[d])
-    refuse("attention: k, v", "q's head_dim in " + describe(q), k);
+  if (q.shape[d] != k.shape[d]) refuse("attention: k", "q's head_dim in " + describe(q), k);
   if (k.shape[s] != v.shape[s] || (!packed && k.shape[0] != q.shape[0]))
     refuse("attention: k, v", "equal lengths and q's batch", k);
   const int64_t batch = packed ? o.cu_seqlens_q->count() - 1 : q.shape[0];
   check_size(o.cu_seqlens_q, batch + 1, DType::i32, "attention: cu_seqlens_q");
   check_size(o.cu_seqlens_k, batch + 1, DType::i32, "attention: cu_seqlens_k");
   check_size(o.seqlens_k, batch, DType::i32, "attention: cache_seqlens");
-  return {batch,
-          packed ? o.max_queries : q.shape[s],
-          packed ? o.max_keys : k.shape[s],
-          q.shape[h],
-          k.shape[h],
-          q.shape[d],
-          static_cast<const int32_t*>(data(o.cu_seqlens_q)),
-          static_cast<const int32_t*>(data(o.cu_seqlens_k)),
-          static_cast<const int32_t*>(data(o.seqlens_k)),
-          packed ? 0 : q.shape[h] * q.shape[s],
-          q.shape[s],
-          o.softmax_scale,
-          o.softcap,
-          o.window_left,
-          o.window_right,
-          o.dropout_p,
-          seed_of(o.seed, o.dropout_p, "attention"),
-          q.dtype};
+  AttentionShape shape{};
+  shape.batch = batch;
+  shape.queries = packed ? o.max_queries : q.shape[s];
+  shape.keys = packed ? o.max_keys : k.shape[s];
+  shape.heads = q.shape[h];
+  shape.kv_heads = k.shape[h];
+  shape.head_dim = q.shape[d];
+  shape.value_head_dim = v.shape[d];
+  shape.cu_seqlens_q = static_cast<const int32_t*>(data(o.cu_seqlens_q));
+  shape.cu_seqlens_k = static_cast<const int32_t*>(data(o.cu_seqlens_k));
+  shape.seqlens_k = static_cast<const int32_t*>(data(o.seqlens_k));
+  shape.lse_batch_stride = packed ? 0 : q.shape[h] * q.shape[s];
+  shape.lse_head_stride = q.shape[s];
+  shape.softmax_scale = o.softmax_scale;
+  shape.softcap = o.softcap;
+  shape.window_left = o.window_left;
+  shape.window_right = o.window_right;
+  set_mask(shape.bias, o.attn_mask, q, batch, shape.heads, shape.queries, shape.keys);
+  set_slopes(shape.bias, o.alibi_slopes, batch, shape.heads);
+  shape.dropout_p = o.dropout_p;
+  shape.seed = seed_of(o.seed, o.dropout_p, "attention");
+  shape.dtype = q.dtype;
+  return shape;
+}
+
+// Of a tensor with the queries' rows and the values' columns.
+inline Bshd output_bshd(const TensorView& t, const TensorView& q, const TensorView& v,
+                        const char* argument) {
+  const int last = q.dims - 1;
+  bool fits = t.dims == q.dims && t.shape[last] == v.shape[last];
+  for (int d = 0; fits && d < last; ++d) fits = t.shape[d] == q.shape[d];
+  if (!fits) refuse(argument, "q's shape with v's head_dim: q " + describe(q), t);
+  return bshd(t, q, argument);
 }
 
 inline void attention_forward(const TensorView& o, const TensorView& lse, const TensorView& q,
@@ -300,25 +342,28 @@ inline void attention_forward(const TensorView& o, const TensorView& lse, const 
                            bshd(q, q, "attention: q"),
                            bshd(k, q, "attention: k"),
                            bshd(v, q, "attention: v"),
-                           bshd(o, q, "attention: output"),
-                           lse.data};
+                           output_bshd(o, q, v, "attention: output"),
+                           static_cast<double*>(lse.data)};
   launch_on(q, p, where);
 }
 
 inline void attention_backward(const TensorView& dq, const TensorView& dk, const TensorView& dv,
-                               const TensorView& dout, const TensorView& q, const TensorView& k,
-                               const TensorView& v, const TensorView& o, const TensorView& lse,
+                               const TensorView& dout, const OptionalView& dlse,
+                               const TensorView& q, const TensorView& k, const TensorView& v,
+                               const TensorView& o, const TensorView& lse,
                                const AttentionOptions& options, int64_t where) {
+  check_size(dlse, lse.count(), DType::f64, "attention: gradient of lse");
   const AttentionBackward p{attention_shape(q, k, v, lse, options),
-                            bshd(dout, q, "attention: gradient of the output"),
+                            output_bshd(dout, q, v, "attention: gradient of the output"),
                             bshd(q, q, "attention: q"),
                             bshd(k, q, "attention: k"),
                             bshd(v, q, "attention: v"),
-                            bshd(o, q, "attention: output"),
+                            output_bshd(o, q, v, "attention: output"),
                             bshd(dq, q, "attention: dq"),
                             bshd(dk, q, "attention: dk"),
                             bshd(dv, q, "attention: dv"),
-                            lse.data};
+                            static_cast<const double*>(lse.data),
+                            static_cast<const double*>(data(dlse))};
   launch_on(q, p, where);
 }
 
@@ -327,9 +372,13 @@ inline void cache_append(const TensorView& k_cache, const TensorView& v_cache, c
   if (k.dims != 4 || k_cache.dims != 4)
     refuse("attention_with_kvcache: k", "(batch, sequence, heads, head_dim)", k);
   for (const TensorView* t : {&k_cache, &v_cache, &v})
-    for (int d : {0, 2, 3})
-      if (t->shape[d] != k.shape[d])
-        refuse("attention_with_kvcache: k_cache, v_cache, v", "k's batch, heads and head_dim", *t);
+    for (int d : {0, 2})
+      if (t->dims != 4 || t->shape[d] != k.shape[d])
+        refuse("attention_with_kvcache: k_cache, v_cache, v", "k's batch and heads", *t);
+  if (k_cache.shape[3] != k.shape[3]) refuse("attention_with_kvcache: k_cache", "k's head_dim", k);
+  if (v_cache.shape[3] != v.shape[3]) refuse("attention_with_kvcache: v_cache", "v's head_dim", v);
+  if (v.shape[1] != k.shape[1] || v_cache.shape[1] != k_cache.shape[1])
+    refuse("attention_with_kvcache: v, v_cache", "the lengths of k and k_cache", v);
   check_size(seqlens, k.shape[0], DType::i32, "attention_with_kvcache: cache_seqlens");
   const CacheAppend p{bshd(k, k, "k"),
                       bshd(v, k, "v"),
@@ -341,14 +390,15 @@ inline void cache_append(const TensorView& k_cache, const TensorView& v_cache, c
                       k_cache.shape[1],
                       k.shape[2],
                       k.shape[3],
+                      v.shape[3],
                       k.dtype};
   launch_on(k, p, where);
 }
 
 inline void bind(py::module_& m) {
   py::class_<AttentionOptions>(m, "AttentionOptions", py::module_local())
-      .def(py::init<OptionalView, OptionalView, OptionalView, OptionalView, int64_t, int64_t,
-                    double, double, int64_t, int64_t, double>());
+      .def(py::init<OptionalView, OptionalView, OptionalView, OptionalView, OptionalView,
+                    OptionalView, int64_t, int64_t, double, double, int64_t, int64_t, double>());
   m.def("layer_norm_forward", &layer_norm_forward);
   m.def("layer_norm_backward", &layer_norm_backward);
   m.def("add_layer_norm_forward", &add_layer_norm_forward);

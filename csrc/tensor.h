@@ -96,42 +96,55 @@ inline const dlpack::Exchange* exchange_of(PyTypeObject* type) {
   return usable ? exchange : nullptr;
 }
 
+// The shape and strides of a tensor: of more than kMaxDims dimensions the first ones are merged,
+// which a contiguous tensor allows.
+template <class Shape, class Stride>
+void set_sizes(TensorView& view, int dims, const Shape& shape, const Stride& stride) {
+  const int merged = dims > kMaxDims ? dims - kMaxDims : 0;
+  view.dims = dims - merged;
+  for (int d = 0; d < view.dims; ++d) {
+    view.shape[d] = shape(d + merged);
+    view.strides[d] = stride(d + merged);
+  }
+  for (int d = 0; d < merged; ++d) {
+    if (shape(d) != 1 && stride(d) != shape(d + 1) * stride(d + 1))
+      throw py::value_error("expected a contiguous tensor or at most 8 dimensions, got " +
+                            std::to_string(dims) + " dimensions that are not contiguous");
+    view.shape[0] *= shape(d);
+  }
+}
+
 inline bool borrow(py::handle object, TensorView& view) {
   const dlpack::Exchange* exchange = exchange_of(Py_TYPE(object.ptr()));
   dlpack::Tensor tensor;
   if (!exchange) return false;
   if (exchange->borrow(object.ptr(), &tensor) != 0) throw py::error_already_set();
-  if (tensor.ndim > kMaxDims)
-    throw py::value_error("tensors of more than 8 dimensions are not accepted");
   view.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
   view.dtype = dtype_of(tensor.dtype);
   view.device_type = tensor.device.type;
   view.device_id = tensor.device.id;
-  view.dims = tensor.ndim;
-  int64_t contiguous_stride = 1;
-  for (int d = tensor.ndim - 1; d >= 0; --d) {
-    view.shape[d] = tensor.shape[d];
-    view.strides[d] = tensor.strides ? tensor.strides[d] : contiguous_stride;
-    contiguous_stride *= tensor.shape[d];
-  }
+  const auto contiguous_stride = [&](int dim) {
+    int64_t stride = 1;
+    for (int d = tensor.ndim - 1; d > dim; --d) stride *= tensor.shape[d];
+    return stride;
+  };
+  set_sizes(
+      view, tensor.ndim, [&](int d) { return tensor.shape[d]; },
+      [&](int d) { return tensor.strides ? tensor.strides[d] : contiguous_stride(d); });
   return true;
 }
 
 inline void read_attributes(py::handle object, TensorView& view) {
   const py::tuple shape = object.attr("shape"), strides = object.attr("stride")();
-  if (shape.size() > kMaxDims)
-    throw py::value_error("tensors of more than 8 dimensions are not accepted");
   view.data = reinterpret_cast<void*>(object.attr("data_ptr")().cast<uintptr_t>());
   view.dtype = dtype_of(py::str(object.attr("dtype")).cast<std::string>());
   const py::object device = object.attr("device"), index = device.attr("index");
   view.device_type =
       device.attr("type").cast<std::string>() == "cpu" ? dlpack::kCpu : dlpack::kCuda;
   view.device_id = index.is_none() ? 0 : index.cast<int>();
-  view.dims = static_cast<int>(shape.size());
-  for (int d = 0; d < view.dims; ++d) {
-    view.shape[d] = shape[d].cast<int64_t>();
-    view.strides[d] = strides[d].cast<int64_t>();
-  }
+  set_sizes(
+      view, static_cast<int>(shape.size()), [&](int d) { return shape[d].cast<int64_t>(); },
+      [&](int d) { return strides[d].cast<int64_t>(); });
 }
 
 }  // namespace fastlm

@@ -92,8 +92,8 @@ def _triton(module: str, last_dim: int | None = None) -> Kernel:
 # Verified when `make gpu` has passed on sm_90 and its results are committed: then that word goes.
 _GLUON = Kernel(
     "gluon", "fastlm.kernels.attention_hopper", "cuda", (BF16, F16), 128, capability=(9, 0),
-    lacks=("softcap", "dropout", "packed sequences", "cache lengths",
-           "a softmax_scale that is not positive",
+    lacks=("softcap", "dropout", "packed sequences", "cache lengths", "an attention mask", "ALiBi",
+           "values of another head_dim", "a softmax_scale that is not positive",
            "rows that do not begin at multiples of 16 bytes"), verified=False,
 )  # fmt: skip
 _CPP = Kernel("cpp", "fastlm._cpu", "cpu", (F32, F64, BF16))

@@ -25,13 +25,15 @@ def _philox(seed: Tensor, column: Tensor, row: Tensor) -> list[Tensor]:
     return c
 
 
-def dropout_factors(seed: Tensor, rows: Tensor, columns: int, p: float) -> Tensor:
-    """(rows, columns) float32: 0 where dropped, 1 / (1 - p) elsewhere. The mask is the same on
-    every device.
+def dropout_factors(
+    seed: Tensor, rows: Tensor, columns: int, p: float, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """(rows, columns) of a floating-point dtype: 0 where dropped, 1 / (1 - p) elsewhere. The mask
+    is the same on every device.
     """
     groups = torch.arange((columns + 3) // 4, device=rows.device)
     shape = (rows.shape[0], groups.shape[0])
     words = _philox(seed, groups.expand(shape), rows[:, None].expand(shape))
     random = torch.stack(words, -1).flatten(1)[:, :columns]
     keep = random >= min(int(p * 2**32), 2**32 - 1)
-    return keep.float() / (1 - p) if p < 1 else torch.zeros_like(random, dtype=torch.float32)
+    return keep.to(dtype) / (1 - p) if p < 1 else torch.zeros_like(random, dtype=dtype)

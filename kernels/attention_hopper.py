@@ -15,7 +15,7 @@ try:
     from .attention_hopper_forward import BLOCK_M, attention_hopper_forward_kernel
 except (ImportError, AttributeError) as missing:
     raise ImportError(f"needs triton 3.6 or later, with Gluon for Hopper ({missing})") from missing
-from .attention import LOG2E, UNBOUNDED, AttentionOptions, attention_backward
+from .attention import LOG2E, UNBOUNDED, AttentionOptions, attention_backward, headroom_of
 from .launch import launch
 from .tuning import tuned
 
@@ -75,7 +75,7 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 def attention_forward(o, lse, q, k, v, options: AttentionOptions, where) -> None:
-    """o like q; lse float32 (batch, heads, queries). A query that sees no key gives 0 and -inf.
+    """o like q; lse float64 (batch, heads, queries). A query that sees no key gives 0 and -inf.
 
     Raises ValueError for an address that TMA does not take.
     """
@@ -100,6 +100,6 @@ def attention_forward(o, lse, q, k, v, options: AttentionOptions, where) -> None
         (min(tiles, programs),),
         _described(q, _ROWS, block_d), _described(k, blocks["BLOCK_N"], block_d),
         _described(v, blocks["BLOCK_N"], block_d), _described(o, _ROWS, block_d), lse,
-        options.softmax_scale * LOG2E, queries, keys, batch * heads, heads, heads // kv_heads,
-        together, *windows, **blocks,
+        options.softmax_scale * LOG2E, headroom_of(q.dtype, keys), queries, keys, batch * heads,
+        heads, heads // kv_heads, together, *windows, **blocks,
     )  # fmt: skip

@@ -102,7 +102,7 @@ def _produce(q_desc, k_desc, v_desc, smem, bars, sizes, BLOCK_N: gl.constexpr):
 
 
 @gluon.jit
-def _softmax(s, highest, total, scale, first_query, first_key, sizes):
+def _softmax(s, highest, total, scale, headroom, first_query, first_key, sizes):
     """(p, highest, total, fade) after a tile of scores: online softmax, in base 2.
 
     Most tiles need no mask, and most others one side of it: a comparison of each column, which is
@@ -120,9 +120,9 @@ def _softmax(s, highest, total, scale, first_query, first_key, sizes):
     if position - left + ROWS - 1 > 0:
         s = gl.where(column >= (row + (position - left))[:, None], s, -float("inf"))
     higher = gl.maximum(highest, gl.max(s, 1) * scale)
-    base = gl.where(higher == -float("inf"), 0.0, higher)  # -inf - -inf is not 0
-    p = gl.exp2(s * scale - base[:, None])
-    fade = gl.exp2(highest - base)
+    seen = gl.where(higher == -float("inf"), 0.0, higher)  # -inf - -inf is not 0
+    p = gl.exp2(s * scale - (seen + headroom)[:, None])
+    fade = gl.exp2(highest - seen)
     return p, higher, total * fade + gl.sum(p, 1), fade
 
 
@@ -147,7 +147,9 @@ def _add_values(p, v_smem, v_full, step, STAGES: gl.constexpr, o):
 
 
 @gluon.jit
-def _attend(q, smem, bars, step, count, shared_count, first_query, start, scale, sizes):
+def _attend(
+    q, smem, bars, step, count, shared_count, first_query, start, scale, headroom, sizes
+):  # fmt: skip
     """(o, highest, total, step) of 64 queries over `count` tiles of keys; `shared_count` are those
     that are loaded for the whole block. The scores of a tile are begun before the values of the
     tile before it, and its exponentials run beside them.
@@ -168,7 +170,7 @@ def _attend(q, smem, bars, step, count, shared_count, first_query, start, scale,
 
     s = warpgroup_mma_wait(0, deps=[_scores(q, k_smem, k_full, step, STAGES, s_layout)])
     mbarrier.arrive(k_empty.index(step % STAGES))
-    p, highest, total, _ = _softmax(s, highest, total, scale, first_query, start, sizes)
+    p, highest, total, _ = _softmax(s, highest, total, scale, headroom, first_query, start, sizes)
     p_operand = gl.convert_layout(p.to(k_smem.dtype), p_layout)
     for tile in range(1, count):
         s = _scores(q, k_smem, k_full, step + 1, STAGES, s_layout)
@@ -176,7 +178,9 @@ def _attend(q, smem, bars, step, count, shared_count, first_query, start, scale,
         s = warpgroup_mma_wait(1, deps=[s])
         mbarrier.arrive(k_empty.index((step + 1) % STAGES))
         first_key = start + tile * BLOCK_N
-        p, highest, total, fade = _softmax(s, highest, total, scale, first_query, first_key, sizes)
+        p, highest, total, fade = _softmax(
+            s, highest, total, scale, headroom, first_query, first_key, sizes
+        )
         o = warpgroup_mma_wait(0, deps=[o])
         mbarrier.arrive(v_empty.index(step % STAGES))
         o = o * gl.convert_layout(fade, o_rows)[:, None]
@@ -199,7 +203,7 @@ def _attend(q, smem, bars, step, count, shared_count, first_query, start, scale,
 
 @gluon.jit
 def _consume(
-    o_desc, lse_ptr, smem, bars, scale, sizes, WHO: gl.constexpr, BLOCK_N: gl.constexpr
+    o_desc, lse_ptr, smem, bars, scale, headroom, sizes, WHO: gl.constexpr, BLOCK_N: gl.constexpr
 ):  # fmt: skip
     """A warpgroup: its 64 queries of each of the block's tiles."""
     q_smem, k_smem, _, o_smem = smem
@@ -219,7 +223,7 @@ def _consume(
         mbarrier.wait(q_full.index(slot), turn // Q_STAGES & 1)
         q = q_smem.index(slot * CONSUMERS + WHO).reshape([ROWS, BLOCK_D])
         o, highest, total, step = _attend(
-            q, smem, bars, step, count, shared_count, first_query, start, scale, sizes
+            q, smem, bars, step, count, shared_count, first_query, start, scale, headroom, sizes
         )
         mbarrier.arrive(q_empty.index(slot))
         o = o * gl.where(total > 0, 1.0 / total, 0.0)[:, None]
@@ -228,18 +232,20 @@ def _consume(
         fence_async_shared()
         store_box(o_desc, [pair // heads, first_query, pair % heads, 0], o_place)
         row = first_query + gl.arange(0, ROWS, highest.type.layout)
-        lse = (highest + gl.log2(total)) * 0.6931471805599453
-        gl.store(lse_ptr + gl.cast(pair, gl.int64) * queries + row, lse, mask=row < queries)
+        lse = (highest + headroom + gl.log2(total)) * 0.6931471805599453
+        lse_at = lse_ptr + gl.cast(pair, gl.int64) * queries + row
+        gl.store(lse_at, lse.to(gl.float64), mask=row < queries)
     tma.store_wait(0)
 
 
 @gluon.jit(do_not_specialize=RUNTIME)
 def attention_hopper_forward_kernel(
-    q_desc, k_desc, v_desc, o_desc, lse_ptr, scale, queries, keys, pairs, heads, group, together,
-    left, right, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, Q_STAGES: gl.constexpr,
+    q_desc, k_desc, v_desc, o_desc, lse_ptr, scale, headroom, queries, keys, pairs, heads, group,
+    together, left, right, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, Q_STAGES: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """o = softmax(scale * q k^T) v and lse, by online softmax; scale comes times log2(e).
+    Exponentials are smaller by `headroom`, in base 2, than relative to the highest score.
 
     Blocks go through the tiles of 128 queries of one head that are theirs (_tile_at). Reads each
     tile's q once, and the keys and values that it sees BLOCK_N at a time; writes o and lse (pairs,
@@ -276,8 +282,14 @@ def attention_hopper_forward_kernel(
     bars = (q_full, q_empty, k_full, k_empty, v_full, v_empty)
     gl.warp_specialize(
         [
-            (_consume, (o_desc, lse_ptr, smem, bars, scale, sizes, gl.constexpr(0), BLOCK_N)),
-            (_consume, (o_desc, lse_ptr, smem, bars, scale, sizes, gl.constexpr(1), BLOCK_N)),
+            (
+                _consume,
+                (o_desc, lse_ptr, smem, bars, scale, headroom, sizes, gl.constexpr(0), BLOCK_N),
+            ),
+            (
+                _consume,
+                (o_desc, lse_ptr, smem, bars, scale, headroom, sizes, gl.constexpr(1), BLOCK_N),
+            ),
             (_produce, (q_desc, k_desc, v_desc, smem, bars, sizes, BLOCK_N)),
         ],
         [4, 1],

@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .elementary import tanh
 from .launch import divisor, launch
 from .tuning import tuned
 
@@ -30,7 +31,7 @@ def _logits(ptr, row, col, classes, softcap, OPTIONS: tl.constexpr):
     slope = tl.full(z.shape, 1.0, tl.float32)
     if OPTIONS:
         if softcap > 0:
-            t = 2.0 * tl.sigmoid(z * (2.0 / softcap)) - 1.0
+            t = tanh(z / softcap)
             z, slope = tl.where(col < classes, softcap * t, -float("inf")), 1.0 - t * t
     return z, slope
 
@@ -92,7 +93,7 @@ def cross_entropy_forward_kernel(
     weight_target, weight_total, smooth = 1.0, 1.0, 0.0
     if OPTIONS:
         if softcap > 0:
-            z_target = softcap * (2.0 * tl.sigmoid(2.0 * z_target / softcap) - 1.0)
+            z_target = softcap * tanh(z_target / softcap)
         weight_target = tl.load(weight_ptr + target, mask=within & has_weight, other=1.0)
         weight_total = tl.load(weight_total_ptr)
         smooth = smoothing / classes

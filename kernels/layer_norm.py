@@ -59,12 +59,15 @@ def layer_norm_forward_kernel(
         z = rounded.to(tl.float32)
     mean = tl.sum(z, 0) / cols
     centered = tl.where(live, z - mean, 0.0)  # dead lanes would add mean^2 to the variance
+    # What the mean was rounded by is all that a constant row differs from it.
+    rest = tl.sum(centered, 0) / cols
+    centered = tl.where(live, centered - rest, 0.0)
     rstd = tl.rsqrt(tl.sum(centered * centered, 0) / cols + eps)
     weight = tl.load(weight_ptr + col, mask=live & has_weight, other=1.0).to(tl.float32)
     bias = tl.load(bias_ptr + col, mask=live & has_bias, other=0.0).to(tl.float32)
     y = centered * rstd * weight + bias
     tl.store(y_ptr + row * cols + col, y.to(y_ptr.dtype.element_ty), mask=live)
-    tl.store(mean_ptr + row, mean)
+    tl.store(mean_ptr + row, mean + rest)
     tl.store(rstd_ptr + row, rstd)
 
 

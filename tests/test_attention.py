@@ -16,18 +16,37 @@ def ours(q, k, v, seed=None, **options):
     return ops.attention(q, k, v, seed=seed, return_lse=True, **options)
 
 
-def inputs(batch, queries, keys, heads, kv_heads, head_dim, scale, seed):
+def inputs(batch, queries, keys, heads, kv_heads, head_dim, scale, seed, value_head_dim=None):
     def make():
         q = randn(batch, queries, heads, head_dim, scale=scale)
-        k, v = randn(batch, keys, kv_heads, head_dim), randn(batch, keys, kv_heads, head_dim)
+        k = randn(batch, keys, kv_heads, head_dim)
+        v = randn(batch, keys, kv_heads, value_head_dim or head_dim)
         return (q, k, v, torch.tensor(SEED)) if seed else (q, k, v)
 
     return make
 
 
-def case(name, shape, why, scale=1.0, **options):
-    made = inputs(*shape, scale, "dropout_p" in options)
+def case(name, shape, why, scale=1.0, value_head_dim=None, **options):
+    made = inputs(*shape, scale, "dropout_p" in options, value_head_dim)
     return Case(name, ours, plain_attention.attention, made, why, options)
+
+
+def masked_case(name, shape, mask_shape, why, hide=None, value_head_dim=None, **options):
+    """With a mask: bool, of normal numbers above `hide`, or those numbers. It gets no gradient."""
+    made = inputs(*shape, 1.0, "dropout_p" in options, value_head_dim)
+
+    generator = torch.Generator().manual_seed(3)
+    mask = torch.randn(mask_shape, dtype=torch.float64, generator=generator).to(torch.bfloat16)
+
+    def with_mask(function):
+        def call(q, *others, **options):
+            attn_mask = mask.to(q.device)
+            attn_mask = attn_mask.to(q.dtype) if hide is None else attn_mask > hide
+            return function(q, *others, attn_mask=attn_mask, **options)
+
+        return call
+
+    return Case(name, with_mask(ours), with_mask(plain_attention.attention), made, why, options)
 
 
 def packed_case(name, lengths_q, lengths_k, why, **options):
@@ -38,6 +57,10 @@ def packed_case(name, lengths_q, lengths_k, why, **options):
         tokens_q, tokens_k = sum(lengths_q), sum(lengths_k)
         q, k, v = randn(tokens_q, 4, 16), randn(tokens_k, 2, 16), randn(tokens_k, 2, 16)
         return q, k, v, offsets(lengths_q), offsets(lengths_k)
+
+    slopes = torch.tensor([[0.5, 0.25, 0.125, 0.0625]]) * torch.arange(1, 4)[:, None]
+    if options.pop("alibi", False):
+        options["alibi_slopes"] = slopes
 
     def packed(q, k, v, cu_q, cu_k, **options):
         longest = {"max_seqlen_q": max(lengths_q), "max_seqlen_k": max(lengths_k)}
@@ -60,8 +83,29 @@ FORMS = (
     case("dropout", (2, 70, 90, 4, 2, 24), "the mask comes again in backward", causal=True,
          dropout_p=0.1),
     packed_case("packed", (70, 3, 20), (70, 5, 90), "sequences of their own lengths", causal=True),
+    masked_case("bool-mask", (2, 70, 90, 4, 2, 24), (2, 4, 70, 90), "keys hidden one by one", 0.5),
+    masked_case("added-mask", (2, 70, 90, 4, 2, 24), (4, 70, 90), "a bias for each head, softcap "
+                "before it, dropout after", softcap=5.0, causal=True, dropout_p=0.1),
+    case("alibi", (2, 70, 90, 4, 2, 24), "a slope for each head", causal=True,
+         alibi_slopes=torch.tensor([0.5, 0.25, 0.125, 0.0625])),
+    case("values", (2, 70, 90, 4, 2, 24), "values of another head_dim", value_head_dim=40,
+         causal=True),
 )  # fmt: skip
 EDGES = (
+    masked_case("padding", (2, 70, 90, 2, 2, 16), (2, 1, 1, 90), "keys hidden for all", 1.0),
+    masked_case("hidden-rows", (1, 70, 6, 2, 2, 16), (1, 1, 70, 6), "queries that see no key", 1.0),
+    masked_case("few-queries-masked", (2, 3, 100, 4, 2, 24), (2, 4, 3, 100), "the decoding kernel",
+                value_head_dim=20, causal=True),
+    case("few-queries-alibi", (2, 3, 100, 4, 2, 24), "the decoding kernel", causal=True,
+         alibi_slopes=torch.tensor([[0.5, 0.25, 0.125, 0.0625]] * 2) * torch.tensor([[1], [2]])),
+    packed_case("packed-alibi", (70, 3, 20), (70, 5, 90), "slopes of each sequence", alibi=True),
+    case("wide-values", (1, 70, 70, 2, 2, 24), "values wider than keys", value_head_dim=130),
+    case("no-head-dim", (1, 5, 70, 2, 2, 0), "scores of zero", value_head_dim=16),
+    case("soft-cap-50", (1, 70, 70, 2, 2, 128), "large scores, whose lse is rounded in float32",
+         scale=9.0, softcap=50.0),
+    case("large-scores", (1, 70, 70, 2, 2, 64), "scores in the hundreds, without a softcap",
+         scale=30.0),
+
     case("one-by-one", (1, 1, 1, 1, 1, 1), "one query, one key, one element"),
     case("wide-heads", (1, 70, 70, 2, 2, 130), "head_dim past two whole 64s", causal=True),
     case("narrow-heads", (1, 70, 70, 2, 2, 3), "head_dim shorter than any vector"),
@@ -158,8 +202,24 @@ BAD = {
     "v: expected (batch, sequence, heads, head_dim) of torch.float32 on cpu": lambda f: f(
         X, X, X.to("meta")
     ),
-    "k, v: expected equal shapes with q's head_dim 8": lambda f: f(X, X[..., :4], X[..., :4]),
-    "k, v: expected equal shapes": lambda f: f(X, X, X[:, :3]),
+    "k: expected q's head_dim 8, got 4": lambda f: f(X, X[..., :4], X[..., :4]),
+    "k, v: expected equal shapes but for head_dim": lambda f: f(X, X, X[:, :3]),
+    "softcap: expected a number of at least 0, or None, got -1": lambda f: f(X, X, X, softcap=-1),
+    "softcap: expected a number of at least 0, or None, got nan": lambda f: f(
+        X, X, X, softcap=float("nan")
+    ),
+    "attn_mask: expected bool or a floating-point dtype": lambda f: f(
+        X, X, X, attn_mask=torch.zeros(5, 5).long()
+    ),
+    "attn_mask: expected a shape that broadcasts to (batch, heads, queries, keys)": lambda f: f(
+        X, X, X, attn_mask=torch.zeros(5, 4)
+    ),
+    "attn_mask: expected None with cu_seqlens_q": lambda f: f(
+        X[0], X[0], X[0], cu_seqlens_q=OFFSETS, cu_seqlens_k=OFFSETS, attn_mask=torch.zeros(5, 5)
+    ),
+    "alibi_slopes: expected (heads) = (4,) or (batch, heads) = (2, 4), got (3,)": lambda f: f(
+        X, X, X, alibi_slopes=torch.zeros(3)
+    ),
     "k: expected a number of heads that divides q's 4, got 3": lambda f: f(
         X, X[:, :, :3], X[:, :, :3]
     ),

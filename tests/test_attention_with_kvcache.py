@@ -205,7 +205,7 @@ BAD = {
         ValueError,
         lambda f: f(Q, CACHE, CACHE, K.double(), K.double()),
     ),
-    "k_cache, v_cache, v: expected k's batch, heads and head_dim": (
+    "k: expected the cache's heads and head_dim": (
         ValueError,
         lambda f: f(Q, CACHE, CACHE, K[:, :, :1], K[:, :, :1]),
     ),

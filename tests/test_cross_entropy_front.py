@@ -118,5 +118,5 @@ def test_target_out_of_range_names_row_value_and_what_is_accepted(value, reducti
 
 @pytest.mark.parametrize("extra", [{"softcap": 5.0}, {"lse_square_scale": 0.1}], ids=str)
 def test_extras_do_not_go_with_probabilities(extra):
-    with pytest.raises(ValueError, match="expected none with class-probability targets"):
+    with pytest.raises(ValueError, match="expected neither with class-probability targets"):
         ops.cross_entropy(X, probabilities(4, 5), **extra)

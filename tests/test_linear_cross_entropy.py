@@ -34,12 +34,20 @@ def class_weights(linear_weight):
     return (classes % 7 / 4 + 0.5).to(linear_weight.dtype)  # exact in every dtype
 
 
-def inputs(rows, classes, features, ignored=0, scale=1.0, bias=False):
+def inputs(rows, classes, features, ignored=0, scale=1.0, bias=False, far=None):
+    """`far`: the bias of every ninth class, which is no target."""
+
     def make():
         x, linear_weight = randn(rows, features, scale=scale), randn(classes, features, scale=0.2)
         target = torch.randint(max(classes, 1), (rows,))
         target[rows - ignored :] = IGNORE
-        return x, linear_weight, target, *([randn(classes)] if bias else [])
+        if not bias:
+            return x, linear_weight, target
+        linear_bias = randn(classes)
+        if far is not None:
+            linear_bias[::9] = far
+            target[target % 9 == 0] += 1
+        return x, linear_weight, target, linear_bias
 
     return make
 
@@ -75,6 +83,30 @@ class TestFamilies(Families):
         case("all-ignored", (5, 300, 20), "no row counts: NaN in torch", {"ignored": 5}),
         case("large-logits", (9, 700, 20), "logits near 1000", {"scale": 300.0}),
         case("many-rows", (600, 300, 20), "more rows than the chunks of a GPU"),
+        case(
+            "padded",
+            (33, 700, 20),
+            "classes with a bias of -1e9, as a padded vocabulary has",
+            {"bias": True, "far": -1e9},
+        ),
+        case(
+            "one-far",
+            (33, 700, 20),
+            "a bias of -100: what is kept must not depend on the largest",
+            {"bias": True, "far": -100.0},
+        ),
+        case(
+            "capped", (33, 700, 20), "what is kept has the softcap's derivative in it", softcap=1.5
+        ),
+        case(
+            "wide-cap",
+            (33, 700, 20),
+            "a softcap far above the logits",
+            {"far": -300.0, "bias": True},
+            softcap=1e4,
+        ),
+        case("capped-smooth", (33, 700, 20), "nothing is kept", softcap=5.0, label_smoothing=0.1),
+        case("no-features", (5, 70, 0), "logits of zero", cancels=1.0),
     )
 
 
@@ -123,23 +155,33 @@ def test_classes_of_probability_zero(dtype, cpp):
     assert (found[1][5::3] == 0).all() and (found[2][5::3] == 0).all()
 
 
-def test_kept_bfloat16_logits_of_all_sizes(cpp):
-    """Twelve bits are kept of each. Row r of x picks column r of the weight for its logits, and
-    that of the weight's gradient shows what became of them.
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_kept_exponentials_of_all_sizes(dtype, cpp):
+    """A root of each exponential is kept, in 24 or 12 bits. Row r of x picks column r of the weight
+    for its logits, and that of the weight's gradient shows what became of them.
     """
     classes = 301  # the last tile has an odd number
-    spread = 2.0 ** torch.linspace(-30, 5, classes) * torch.tensor([1.0, -1.0]).repeat(151)[:-1]
-    beside = torch.full((classes,), -96.0)
-    beside[::9] = 0.0005 * torch.arange(34)  # the likely ones, tiny beside the largest
-    logits = torch.stack([spread, beside, spread / 1e30, 0 * spread], dim=1).to(BF16)
-    x, target = torch.eye(4, dtype=BF16), torch.tensor([0, 9, 2, 3])
+    falling = -torch.linspace(0, 40, classes)
+    shuffled = torch.randperm(classes)  # so that later tiles raise the base of earlier ones
+    padded = falling.where(torch.arange(classes) % 9 > 0, -1e9)
+    logits = torch.stack([falling[shuffled], falling + 1000, padded, 0 * falling], dim=1).to(dtype)
+    x, target = torch.eye(4, dtype=dtype), torch.tensor([0, 9, 2, 3])
     leaf = logits.clone().requires_grad_()
     ops.linear_cross_entropy(x, leaf, target, reduction="sum").backward()
     softmax = logits.double().softmax(0)
     wanted = softmax - F.one_hot(target, classes).t()
-    # A logit is wrong by 2^-21 of its row's largest power of two and a float32 rounding of 96;
-    # the gradient is rounded once.
-    bound = softmax * (64 * 2.0**-21 + 96 * 2.0**-23) + wanted.abs() * torch.finfo(BF16).eps / 2
+    # A root r that is wrong by half a step d makes (r + d)^2 - r^2, or (r + d)^4 - r^4, of an
+    # exponential relative to a base that is up to 1 above the largest logit.
+    largest, step = softmax.amax(0), {F32: 2.0**-25, BF16: 2.0**-13}[dtype] * 1.001
+    largest = largest * torch.e
+    e = softmax / largest
+    root = e.sqrt() if dtype == F32 else e.sqrt().sqrt()
+    power = 2 if dtype == F32 else 4
+    code = largest * ((root + step) ** power - e)
+    # A few float32 roundings of the exponential, one of its distance; the gradient's own.
+    distance = logits.double().amax(0) - logits.double()
+    arithmetic = softmax * (8 + distance.clamp_max(100)) * torch.finfo(F32).eps
+    bound = code + arithmetic + wanted.abs() * torch.finfo(dtype).eps / 2
     assert ((leaf.grad.double() - wanted).abs() <= bound + torch.finfo(F32).tiny).all()
 
 

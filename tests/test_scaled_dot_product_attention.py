@@ -19,13 +19,18 @@ NATIVE = {
     "grouped": lambda f, q, k, v: f(q, k[:, :2], v[:, :2], enable_gqa=True),
     "by position": lambda f, q, k, v: f(q, k[:, :, :9], v[:, :, :9], None, 0.0, True),
     "by name": lambda f, q, k, v: f(query=q, key=k, value=v, attn_mask=None, dropout_p=0.0),
+    "bool mask": lambda f, q, k, v: f(q, k, v, torch.ones(9, 13, device=q.device).tril().bool()),
+    "added mask": lambda f, q, k, v: f(
+        q, k, v, torch.linspace(-3, 3, 117, device=q.device).view(9, 13).to(q.dtype)
+    ),
+    "values of another width": lambda f, q, k, v: f(q, k, v[..., :5]),
 }
 REFERENCE = {
-    "bool mask": lambda f, q, k, v: f(q, k, v, torch.ones(9, 13).tril().bool()),
-    "added mask": lambda f, q, k, v: f(q, k, v, torch.linspace(-3, 3, 117).view(9, 13).to(q.dtype)),
+    "mask that needs a gradient": lambda f, q, k, v: f(
+        q, k, v, torch.zeros(9, 13, dtype=q.dtype, requires_grad=True)
+    ),
     "three dimensions": lambda f, q, k, v: f(q[0], k[0], v[0]),
     "batches that spread": lambda f, q, k, v: f(q, k[:1], v[:1]),
-    "values of another width": lambda f, q, k, v: f(q, k, v[..., :5]),
     "causal of unequal lengths": lambda f, q, k, v: f(q, k, v, is_causal=True),
 }
 
@@ -99,4 +104,29 @@ def test_explain_says_what_runs_on_the_reference(capsys):
     fastlm.explain("scaled_dot_product_attention", X, X, X)
     assert "cpp     taken" in capsys.readouterr().out
     fastlm.explain("scaled_dot_product_attention", X, X, X, torch.zeros(9, 9))
-    assert "cpp     no: does not take an attention mask" in capsys.readouterr().out
+    assert "cpp     taken" in capsys.readouterr().out
+    fastlm.explain("scaled_dot_product_attention", X, X, X, torch.zeros(9, 9, requires_grad=True))
+    wanted = "cpp     no: does not take an attention mask that needs a gradient"
+    assert wanted in capsys.readouterr().out
+
+
+def test_gradient_of_an_added_mask():
+    q, k, v = (torch.randn(shape) for shape in (Q, K, V))
+    ours, theirs = (torch.zeros(9, 13, requires_grad=True) for _ in range(2))
+    ops.scaled_dot_product_attention(q, k, v, ours).square().sum().backward()
+    F.scaled_dot_product_attention(q, k, v, theirs).square().sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    flash = torch.zeros(9, 13, requires_grad=True)
+    o = ops.attention(*(t.transpose(1, 2) for t in (q, k, v)), attn_mask=flash)
+    o.square().sum().backward()
+    torch.testing.assert_close(flash.grad, theirs.grad)
+
+
+def test_autocast_gives_torchs_dtype():
+    q, k, v = (torch.randn(shape) for shape in (Q, K, V))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        theirs = F.scaled_dot_product_attention(q, k, v)
+        ours = ops.scaled_dot_product_attention(q, k, v)
+    assert ours.dtype == theirs.dtype == torch.bfloat16
+    narrow = (t.bfloat16() for t in (q, k, v))
+    assert torch.equal(ours, ops.scaled_dot_product_attention(*narrow))

@@ -175,7 +175,7 @@ def test_keys_are_few():
     q = torch.empty(1, 1, 1, 48, dtype=torch.float16)
     with tuning.trying({}) as asked:
         for queries in (17, 1000, 5000):
-            attention.blocks_of("forward", q, queries, False)
+            attention.blocks_of("forward", q, 48, queries, False)
     assert list(asked) == [
-        "attention forward dtype=float16 head_dim=64 few_queries=False special=False"
+        "attention forward dtype=float16 head_dim=64 few_queries=False special=False biased=False"
     ]

@@ -186,10 +186,10 @@ void store_transposed(const acc_t<T>* block, const acc_t<T>* factor, int64_t row
 
 // One sequence of the batch: where it starts in q and k, and how long it is.
 struct Sequence {
-  int64_t batch, first_query, first_key, queries, keys;
+  int64_t index, batch, first_query, first_key, queries, keys;
 
   Sequence(const AttentionShape& s, int64_t b)
-      : batch(b), first_query(0), first_key(0), queries(s.queries), keys(s.keys) {
+      : index(b), batch(b), first_query(0), first_key(0), queries(s.queries), keys(s.keys) {
     if (s.cu_seqlens_q) {
       batch = 0;  // packed: one row of tokens
       first_query = s.cu_seqlens_q[b];
@@ -235,6 +235,79 @@ void mask_block(const AttentionShape& s, const Sequence& seq, int64_t query, int
   }
 }
 
+// ---- what is added to scores ----
+
+// -inf where a byte of the mask hides a key, else 0.
+template <class A> FASTLM_INLINE A bias_of(uint8_t shown) { return shown ? A(0) : -A(INFINITY); }
+template <class A, class M> FASTLM_INLINE A bias_of(M added) {
+  // Finite in base 2 too: where every key is hidden by a huge number, torch's softmax is uniform.
+  constexpr A kLowest = sizeof(A) == 4 ? A(-2e38) : A(-1e308);
+  const A bias = A(scalar(added));
+  return bias < kLowest && bias > -A(INFINITY) ? kLowest : bias;
+}
+
+// f(pointer to elements) by the mask's dtype.
+template <class A, class F> FASTLM_INLINE void for_mask(const ScoreBias& bias, const F& f) {
+  switch (bias.mask_dtype) {
+    case DType::u8: return f(static_cast<const uint8_t*>(bias.mask));
+    case DType::bf16: return f(static_cast<const bf16*>(bias.mask));
+    case DType::f32: return f(static_cast<const float*>(bias.mask));
+    default: return f(static_cast<const double*>(bias.mask));
+  }
+}
+
+// scores (keys, kQueries), in base 2, += the mask of queries from `query` and keys from `key` on.
+template <class A, class M>
+void add_mask(const AttentionShape& s, const Sequence& seq, const M* mask, int64_t query,
+              int64_t key, int64_t keys, A* scores) {
+  const int64_t step = s.bias.mask_key_stride, queries = least(kQueries, seq.queries - query);
+  for (int64_t q = 0; q < queries; q += kLanes<A>)
+    for (int64_t k = 0; k < keys; k += kLanes<A>) {
+      Vec<A> square[kLanes<A>] = {};
+      const int64_t count = least(kLanes<A>, keys - k);
+      for (int64_t i = 0; i < least(kLanes<A>, queries - q); ++i) {
+        const M* row = mask + (query + q + i) * s.bias.mask_query_stride + (key + k) * step;
+        A lanes[kLanes<A>] = {};
+        for (int64_t j = 0; j < count; ++j) lanes[j] = bias_of<A>(row[j * step]);
+        square[i] = load(lanes) * A(kLog2e);
+      }
+      transpose_square<A>(square);
+      for (int64_t j = 0; j < count; ++j) {
+        A* at = scores + (k + j) * kQueries + q;
+        store(at, load(at) + square[j]);
+      }
+    }
+}
+
+// The same of ALiBi.
+template <class A>
+void add_alibi(const Sequence& seq, A slope, int64_t query, int64_t key, int64_t keys, A* scores) {
+  const A first = A(query + seq.keys - seq.queries - key);
+  for (int64_t q = 0; q < kQueries; q += kLanes<A>) {
+    Vec<A> ahead{};  // of the block's first key
+    for (int64_t i = 0; i < kLanes<A>; ++i) ahead[i] = first + A(q + i);
+    for (int64_t k = 0; k < keys; ++k, ahead -= A(1)) {
+      A* at = scores + k * kQueries + q;
+      store(at, load(at) - max(ahead, -ahead) * (slope * A(kLog2e)));
+    }
+  }
+}
+
+template <class A>
+void bias_block(const AttentionShape& s, const Sequence& seq, int64_t head, int64_t query,
+                int64_t key, int64_t keys, A* scores) {
+  const ScoreBias& bias = s.bias;
+  if (bias.mask)
+    for_mask<A>(bias, [&](const auto* mask) {
+      const int64_t at = seq.batch * bias.mask_batch_stride + head * bias.mask_head_stride;
+      add_mask(s, seq, mask + at, query, key, keys, scores);
+    });
+  if (bias.alibi_slopes) {
+    const A slope = A(bias.alibi_slopes[seq.index * bias.alibi_batch_stride + head]);
+    add_alibi(seq, slope, query, key, keys, scores);
+  }
+}
+
 // probabilities (keys, kQueries) *= keep / (1 - p); key is a multiple of 4.
 template <class A>
 void dropout_block(const DropoutRule& rule, uint64_t first_row, int64_t key, int64_t keys,
@@ -249,7 +322,7 @@ void dropout_block(const DropoutRule& rule, uint64_t first_row, int64_t key, int
       for (int64_t w = 0; w < least(4, keys - k); ++w) {
         const Vec<float> factor = rule.factor(random.word[w]);
         A* out = probabilities + (k + w) * kQueries + q;
-        for (int64_t i = 0; i < kWords; ++i) out[i] *= A(factor[i]);
+        for (int64_t i = 0; i < kWords; ++i) out[i] *= rule.widened(factor[i], A{});
       }
     }
   }
@@ -259,7 +332,7 @@ void dropout_block(const DropoutRule& rule, uint64_t first_row, int64_t key, int
 // tanh^2.
 template <class A> void softcap_block(A softcap, int64_t keys, A* scores, A* derivative) {
   sweep<A>(keys * kQueries, [&](int64_t i, auto span) __attribute__((always_inline)) {
-    const Vec<A> t = tanh<A>(load(scores + i, span) / softcap);
+    const Vec<A> t = tanh(load(scores + i, span) / softcap);
     store(scores + i, t * (softcap * A(kLog2e)), span);
     if (derivative) store(derivative + i, A(1) - t * t, span);
   });

@@ -150,7 +150,8 @@ LogSum<acc_t<T>> log_sum_exp(const Row<T>& row, int64_t classes, acc_t<T>* kept,
       chunk = chunk_sums(row, start, length, base, kept);
     }
     total += sum<A>(chunk.sums);
-    if (bases) bases[start / kChunk] = base == -A(INFINITY) ? A(0) : base;
+    if (bases)
+      bases[start / kChunk] = base;  // -inf: what was kept of this chunk is multiplied by 0
   }
   before.put_target();
   return {base, A(::log(double(total)))};

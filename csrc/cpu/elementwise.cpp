@@ -21,8 +21,10 @@ template <class A> struct Gate {
 };
 template <class A> FASTLM_INLINE Gate<A> tanh_gate(Vec<A> u) {
   constexpr double kLinear = -2 * kLog2e * kSqrt2OverPi;
-  const Vec<A> e = exp2(u * (A(kLinear) + A(kLinear * kCubic) * (u * u)));
-  const Vec<A> open = reciprocal(A(1) + e);
+  const Vec<A> power = u * (A(kLinear) + A(kLinear * kCubic) * (u * u));
+  const Vec<A> e = exp2(power);
+  // exp2 stops at 2^127, and the smallest float times a large u is not small.
+  const Vec<A> open = power > A(127) ? Vec<A>{} : reciprocal(A(1) + e);
   return {open, e * open};
 }
 
@@ -36,8 +38,9 @@ template <class A, bool kTanh> FASTLM_INLINE Vec<A> gelu(Vec<A> u) {
 template <class A, bool kTanh> FASTLM_INLINE Vec<A> gelu_derivative(Vec<A> u) {
   if constexpr (kTanh) {
     // Past +-16 the gate is 0 or 1 to any precision, and u^2 times a vanished slope is not a
-    // number.
-    const Vec<A> v = max(-max(-u, all(A(-16))), all(A(-16)));
+    // number. max gives its second operand where either is NaN.
+    // Infinity gives NaN, as in torch.
+    const Vec<A> v = max(all(A(-16)), -max(all(A(-16)), -u)) + (u - u);
     const Gate<A> gate = tanh_gate<A>(v);
     const Vec<A> slope = gate.open * gate.shut;
     return gate.open + v * slope * (A(2 * kSqrt2OverPi) * (A(1) + A(3 * kCubic) * v * v));
@@ -128,7 +131,7 @@ template <class T, bool kStream> void dropout(const Dropout& p, int64_t threads)
         write_row<kStream>(y + start, length,
                            [&](int64_t i, auto span) __attribute__((always_inline)) {
                              prefetch(x + start + i);
-                             return load(x + start + i, span) * load_as<A>(factors + i, span);
+                             return load(x + start + i, span) * rule.load_as<A>(factors + i, span);
                            });
       }
     }

@@ -1,10 +1,11 @@
 // layer_norm and add_layer_norm, forward and backward, a row at a time.
 //
 // Forward reads x (and residual) from memory once and writes y (and z) once; the row is in L1 for
-// the two passes of its statistics, because E[x^2] - E[x]^2 cancels badly when |mean| >> std.
-// Backward reads dy and z once, writes dz once, and keeps the column sums of a block of rows in L1.
-// The blocks depend on the shape alone and are added in order, so the result has the same bits with
-// any number of threads.
+// the two passes of its statistics, because E[x^2] - E[x]^2 cancels badly when |mean| >> std. The
+// second pass also finds what the mean was rounded by: without that, a constant row would not give
+// 0. Backward reads dy and z once, writes dz once, and keeps the column sums of a block of rows in
+// L1. The blocks depend on the shape alone and are added in order, so the result has the same bits
+// with any number of threads.
 #include "../layer_norm.h"
 
 #include "for_dtype.h"
@@ -26,7 +27,7 @@ void dropout_row(const T* x, const T* residual, const DropoutRule& rule, int64_t
   for (int64_t start = 0; start < cols; start += kStep) {
     rule.factors(uint64_t(row), start, factors);
     sweep<A>(least(kStep, cols - start), [&](int64_t i, auto span) __attribute__((always_inline)) {
-      const Vec<A> kept = load(x + start + i, span) * load_as<A>(factors + i, span);
+      const Vec<A> kept = load(x + start + i, span) * rule.load_as<A>(factors + i, span);
       store(out + start + i, residual ? kept + load(residual + start + i, span) : kept, span);
     });
   }
@@ -42,20 +43,25 @@ template <class T, bool kStream>
 void normalize_row(const T* z, const acc_t<T>* weight, const acc_t<T>* bias, int64_t cols,
                    double eps, T* y, acc_t<T>* mean_out, acc_t<T>* rstd_out) {
   using A = acc_t<T>;
-  Vec<A> total[kWays] = {}, squares[kWays] = {};
+  Vec<A> total[kWays] = {}, rest[kWays] = {}, squares[kWays] = {};
   sweep_ways<A>(cols, [&](int64_t c, auto span, auto way) __attribute__((always_inline)) {
     total[way.index] += load(z + c, span);
   });
-  const A mean = sum<A>(total) / A(cols);
+  const A rounded_mean = sum<A>(total) / A(cols);
   sweep_ways<A>(cols, [&](int64_t c, auto span, auto way) __attribute__((always_inline)) {
-    const Vec<A> centered = live<A>(load(z + c, span) - mean, span);
+    const Vec<A> centered = live<A>(load(z + c, span) - rounded_mean, span);
+    rest[way.index] += centered;
     squares[way.index] += centered * centered;
   });
-  const A rstd = A(1) / A(__builtin_sqrt(double(sum<A>(squares) / A(cols)) + eps));
+  // What the first mean was rounded by. In a constant row it is all that the row differs by.
+  const A mean_rest = sum<A>(rest) / A(cols);
+  const A variance = sum<A>(squares) / A(cols) - mean_rest * mean_rest;
+  const A rstd = A(1) / A(__builtin_sqrt((variance < A(0) ? 0.0 : double(variance)) + eps));
   write_row<kStream>(y, cols, [&](int64_t c, auto span) __attribute__((always_inline)) {
-    return (load(z + c, span) - mean) * rstd * load(weight + c, span) + load(bias + c, span);
+    const Vec<A> centered = (load(z + c, span) - rounded_mean) - mean_rest;
+    return centered * rstd * load(weight + c, span) + load(bias + c, span);
   });
-  *mean_out = mean;
+  *mean_out = rounded_mean + mean_rest;
   *rstd_out = rstd;
 }
 
@@ -126,7 +132,8 @@ void backward_rows(const LayerNormBackward& p, int64_t row, const acc_t<T>* weig
     T* dz = static_cast<T*>(p.dz) + (row + r) * p.cols;
     write_row<kStream>(dz, p.cols, [&](int64_t c, auto span) __attribute__((always_inline)) {
       const Vec<A> h = (load(z[r] + c, span) - mean[r]) * rstd[r];
-      const Vec<A> g = load(dy[r] + c, span) * load(weight + c, span);
+      // Rounded as in the average, so that the difference from it is exactly 0 in a single column.
+      const Vec<A> g = rounded(load(dy[r] + c, span) * load(weight + c, span));
       const Vec<A> d = (g - g_mean - h * gh_mean) * rstd[r];
       return dz_out ? d + load(dz_out + c, span) : d;
     });

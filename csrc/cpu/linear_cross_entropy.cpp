@@ -2,8 +2,8 @@
 // tile's: forward adds each tile to every row's log-sum-exp; backward turns a tile's logits into
 // their gradient and multiplies that with the weight, into input's gradient, and with input, into
 // the tile's part of the weight's. Where both are in one call and the weight gets a gradient, the
-// logits wait for backward in the memory of that (kept_logits.h), of as many rows as it has room
-// for; those of other rows are made again.
+// logits' exponentials wait for backward in the memory of that (kept_exponentials.h), of as many
+// rows as it has room for; the logits of other rows are made again.
 //
 // In forward a thread takes some tiles at a time. In backward all go from tile to tile, and a
 // thread takes some of its rows, then some of its classes: what one writes and another reads is
@@ -35,8 +35,8 @@ template <class T> class Forward {
   const LinearCrossEntropy& p = logits.p;
   const int64_t groups, bytes;  // bytes: of a Memory
   char* memories;
-  A* target_logits;
   A *bases, *totals;  // (groups, rows): lse = base + log(total)
+  A* kept_bases;      // (tiles, kept rows)
   double* weighted;   // (groups, rows), with label smoothing
 
  public:
@@ -45,10 +45,10 @@ template <class T> class Forward {
         groups(least(ceil_div(logits.tiles, 2), kMostGroups)),
         bytes(bytes_of<Memory>(logits)) {
     memories = arena.take<char>(logits.threads * bytes);
-    target_logits = arena.take<A>(p.rows);
     bases = arena.take<A>(groups * p.rows);
     totals = arena.take<A>(groups * p.rows);
     weighted = arena.take<double>(logits.smooths() ? groups * p.rows : 0);
+    kept_bases = arena.take<A>(logits.tiles * logits.kept_rows);
   }
 
   void run() const {
@@ -87,8 +87,9 @@ template <class T> class Forward {
         RunningSums<A> sums{-A(INFINITY), 0, 0};
         if (!first_of_group) sums = {bases[at], totals[at], logits.smooths() ? weighted[at] : 0};
         add(tile, r, memory.logits.block + (r - first) * logits.width, p.target[r],
-            logits.smooths(), sums, target_logits[r], memory.codes);
+            logits.smooths(), sums, logits.target_logits[r], memory.codes);
         bases[at] = sums.base, totals[at] = sums.total;
+        if (r < tile.kept.rows) kept_bases[t * logits.kept_rows + r] = A(::ceil(double(sums.base)));
         if (logits.smooths()) weighted[at] = sums.weighted;
       }
     }
@@ -115,7 +116,8 @@ template <class T> class Forward {
     const double lse = base + ::log(total), smoothing = p.options.label_smoothing;
     double loss = 0;
     if (p.target[r] != p.options.ignore_index)
-      loss = (1 - smoothing) * logits.weight_of(p.target[r]) * (lse - double(target_logits[r])) +
+      loss = (1 - smoothing) * logits.weight_of(p.target[r]) *
+                 (lse - double(logits.target_logits[r])) +
              p.options.lse_square_scale * lse * lse;
     if (p.target[r] != p.options.ignore_index && logits.smooths()) {
       double sum = 0;
@@ -124,6 +126,11 @@ template <class T> class Forward {
     }
     p.lse[r] = lse;
     static_cast<A*>(p.loss)[r] = A(loss);
+    for (int64_t t = 0; t < logits.tiles; ++t) {
+      const KeptExponentials kept = logits.tile_of(t).kept;
+      if (r < kept.rows)
+        kept.shifts[r] = shift_of(double(kept_bases[t * logits.kept_rows + r]), lse);
+    }
   }
 };
 
@@ -254,8 +261,9 @@ template <class T> class Backward {
     if (first + rows > tile.kept.rows) logits.make(tile, first, rows, memory.logits, {});
     const auto gradient = logits.plain() ? backward_row<T, true> : backward_row<T, false>;
     for (int64_t r = first; r < first + rows; ++r)
-      gradient(tile, r, memory.logits.block + (r - first) * logits.width, p.target[r], p.lse[r],
-               row_scales[r], dlogits + r * logits.width, memory.codes);
+      gradient(tile, r, memory.logits.block + (r - first) * logits.width, p.target[r],
+               logits.target_logits[r], p.lse[r], row_scales[r], dlogits + r * logits.width,
+               memory.codes);
     if (!p.dx) return;
     const Source<T> a{dlogits + first * logits.width, logits.width, 1, rows};
     const auto product = t ? multiply<T, true, true, A> : multiply<T, true, false, A>;

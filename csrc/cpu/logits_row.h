@@ -14,7 +14,7 @@ template <class T> struct Row {
 
   template <class Span> FASTLM_INLINE Vec<A> at(int64_t c, Span span) const {
     const Vec<A> raw = load(logits + c, span);
-    return softcap > 0 ? softcap * tanh<A>(raw / softcap) : raw;
+    return softcap > 0 ? softcap * tanh(raw / softcap) : raw;
   }
   template <class Span> FASTLM_INLINE Vec<A> weight_at(int64_t c, Span span) const {
     return weight ? load(weight + c, span) : live<A>(all(A(1)), span);

@@ -58,24 +58,18 @@ FASTLM_INLINE Words count_up(uint32_t start) {
   return v;
 }
 
-// These factors as an accumulation vector.
-template <class A, class Span> FASTLM_INLINE Vec<A> load_as(const float* p, Span span) {
-  if constexpr (sizeof(A) == sizeof(float)) return load(p, span);
-  Vec<A> v{};
-  for (int64_t i = 0; i < kLanes<A>; ++i) v[i] = A(p[i]);
-  return v;
-}
-
 // What keeps or drops: seed, threshold and scale of one call.
 struct DropoutRule {
   uint64_t seed;
   uint32_t threshold;
   float scale;
+  double wide_scale;
 
   DropoutRule(const int64_t* seed_or_null, double p)
       : seed(p > 0 ? uint64_t(*seed_or_null) : 0),
         threshold(p < 1 ? uint32_t(p * 4294967296.0) : 0xffffffffu),
-        scale(p < 1 ? float(1.0 / (1.0 - p)) : 0.0f) {}
+        scale(p < 1 ? float(1.0 / (1.0 - p)) : 0.0f),
+        wide_scale(p < 1 ? 1.0 / (1.0 - p) : 0.0) {}
 
   // scale or 0 for the 4 * kWords columns that start at the multiple `column` of 4.
   FASTLM_INLINE void factors(uint64_t row, int64_t column, float* out) const {
@@ -92,6 +86,16 @@ struct DropoutRule {
   }
   FASTLM_INLINE Vec<float> factor(Words random) const {
     return random >= threshold ? all(scale) : Vec<float>{};
+  }
+  // A factor in the accumulation type: in float64 it is not rounded to float32.
+  FASTLM_INLINE float widened(float factor, float) const { return factor; }
+  FASTLM_INLINE double widened(float factor, double) const { return factor != 0 ? wide_scale : 0; }
+  // Some factors as an accumulation vector.
+  template <class A, class Span> FASTLM_INLINE Vec<A> load_as(const float* p, Span span) const {
+    if constexpr (sizeof(A) == sizeof(float)) return load(p, span);
+    Vec<A> v{};
+    for (int64_t i = 0; i < kLanes<A>; ++i) v[i] = widened(p[i], A{});
+    return v;
   }
 
  private:

@@ -305,6 +305,37 @@ FASTLM_INLINE Vec<float> max(Vec<float> a, Vec<float> b) {
 #endif
 }
 FASTLM_INLINE Vec<double> max(Vec<double> a, Vec<double> b) { return a > b ? a : b; }
+FASTLM_INLINE Vec<float> sqrt(Vec<float> v) {
+#if defined(__AVX512F__)
+  return bit_cast<Vec<float>>(_mm512_sqrt_ps(bit_cast<__m512>(v)));
+#elif defined(__AVX2__)
+  return bit_cast<Vec<float>>(_mm256_sqrt_ps(bit_cast<__m256>(v)));
+#elif defined(__x86_64__)
+  return bit_cast<Vec<float>>(_mm_sqrt_ps(bit_cast<__m128>(v)));
+#else
+  for (int64_t i = 0; i < kLanes<float>; ++i) v[i] = __builtin_sqrtf(v[i]);
+  return v;
+#endif
+}
+// To the nearest whole number, of lanes from 0 to 2^24; any number for a NaN.
+FASTLM_INLINE Vec<uint32_t> nearest_whole(Vec<float> v) {
+#if defined(__AVX512F__)
+  return bit_cast<Vec<uint32_t>>(_mm512_cvtps_epi32(bit_cast<__m512>(v)));
+#elif defined(__AVX2__)
+  return bit_cast<Vec<uint32_t>>(_mm256_cvtps_epi32(bit_cast<__m256>(v)));
+#elif defined(__x86_64__)
+  return bit_cast<Vec<uint32_t>>(_mm_cvtps_epi32(bit_cast<__m128>(v)));
+#else
+  Vec<uint32_t> whole{};
+  for (int64_t i = 0; i < kLanes<float>; ++i)
+    whole[i] = v[i] == v[i] ? uint32_t(__builtin_rintf(v[i])) : 0;
+  return whole;
+#endif
+}
+// Of lanes below 2^31.
+FASTLM_INLINE Vec<float> to_float(Vec<uint32_t> v) {
+  return __builtin_convertvector(bit_cast<Vec<int32_t>>(v), Vec<float>);
+}
 
 // All lanes by combine(half of them, the other half), again and again; kBytes: of v.
 template <class A, int64_t kBytes, class V, class Combine>

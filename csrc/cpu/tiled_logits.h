@@ -31,6 +31,7 @@ template <class T> class TiledLogits {
   const int64_t kept_rows;  // of a whole tile: the last may have room for fewer
   const bool again;         // whether backward makes logits
   double sum_of_weights = 0;
+  A* target_logits = nullptr;  // (rows), after the softcap: what forward found
 
   TiledLogits(const LinearCrossEntropy& p, int64_t threads)
       : p(p),
@@ -50,7 +51,8 @@ template <class T> class TiledLogits {
 
   // What lasts from forward to backward.
   void lay_out(Arena& arena) {
-    kept_scales = arena.take<scale_t<T>>(tiles * kept_rows);
+    target_logits = arena.take<A>(p.rows);
+    kept_shifts = arena.take<uint8_t>(tiles * kept_rows);
     kept_odd = arena.take<uint8_t>(kept_rows);
   }
 
@@ -64,7 +66,7 @@ template <class T> class TiledLogits {
     tile.softcap = A(p.options.softcap);
     if (kept_rows)
       tile.kept = {static_cast<T*>(p.dlinear_weight) + first * p.features,
-                   kept_scales + t * kept_rows, kept_odd, least(kept_rows, kept_rows_of(classes)),
+                   kept_shifts + t * kept_rows, kept_odd, least(kept_rows, kept_rows_of(classes)),
                    classes};
     return tile;
   }
@@ -119,8 +121,8 @@ template <class T> class TiledLogits {
   }
 
  private:
-  scale_t<T>* kept_scales;  // of every tile
-  uint8_t* kept_odd;        // of the last
+  uint8_t* kept_shifts;  // of every tile
+  uint8_t* kept_odd;     // of the last
 
   static int64_t width_of(const LinearCrossEntropy& p) {
     const int64_t fit = kTileBytes<T> / most(1, p.features * int64_t(sizeof(T)));
@@ -129,7 +131,8 @@ template <class T> class TiledLogits {
     return most(64, least(wanted, p.classes / 16) / 32 * 32);
   }
   int64_t kept_rows_of(int64_t classes) const {
-    if (!p.forward || !p.dlinear_weight || !p.features) return 0;
+    // What is kept has the softcap's derivative in it; with smoothing that would be needed alone.
+    if (!p.forward || !p.dlinear_weight || (smooths() && p.options.softcap > 0)) return 0;
     return least(p.rows, rows_that_fit<T>(classes * p.features * int64_t(sizeof(T)), classes));
   }
   S* weight_slab(int64_t slab, const Memory& memory) const {

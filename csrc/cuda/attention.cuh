@@ -21,9 +21,9 @@ constexpr int kColumns = kDim == 64       ? 64
                                           : 16;
 constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
-// From raw scores q k to exponentials. With a softcap scores are shaped first. In 16 bits the scale
-// is folded into base 2, one multiply-add; in float32 the difference is taken in base e, because a
-// rounded scale times log2(e) would put scores of 20 off by 1e-6.
+// From raw scores q k to exponentials. With a softcap or a bias scores are shaped first. In 16 bits
+// the scale is folded into base 2, one multiply-add; in float32 the difference is taken in base e,
+// because a rounded scale times log2(e) would put scores of 20 off by 1e-6.
 template <class T> struct Scale {
   static constexpr bool kWide = sizeof(T) == 4;
   float softmax, softcap, natural, factor;
@@ -32,7 +32,7 @@ template <class T> struct Scale {
   explicit Scale(const AttentionShape& s)
       : softmax(float(s.softmax_scale)),
         softcap(float(s.softcap)),
-        shaped(s.softcap > 0 || !(s.softmax_scale > 0)) {
+        shaped(s.softcap > 0 || !(s.softmax_scale > 0) || s.bias.any()) {
     natural = shaped ? 1.0f : softmax;
     factor = kWide ? natural : float((shaped ? 1.0 : s.softmax_scale) * 1.4426950408889634);
   }
@@ -49,23 +49,26 @@ template <class T> struct Scale {
     const float exponent = fmaf(score, factor, -base);
     return exp2f(kWide ? exponent * kLog2e : exponent);
   }
-  __device__ float lse(float peak, float total) const {
-    return base(peak) * (kWide ? 1.0f : kLn2) + logf(total);
+  // `headroom`: what exponentials were relative to beyond the peak, in the base of `power`.
+  __device__ double lse(float peak, float total, float headroom = 0.0f) const {
+    return double(base(peak) + headroom) * (kWide ? 1.0 : 0.6931471805599453) + log(double(total));
   }
-  // Not relative to lse in base 2: that, rounded, would put every probability of a row off.
-  __device__ float probability(float score, float lse) const {
-    return exp2f(fmaf(score, natural, -lse) * kLog2e);
+  // exp(score - lse). In float32 lse is in two parts: one would put every probability of a row off.
+  __device__ float probability(float score, float lse, float rest) const {
+    const float power = fmaf(score, natural, -lse);
+    return exp2f((kWide ? power - rest : power) * kLog2e);
   }
 };
 
 // One sequence of the batch: where it starts in q and k, how long it is, and what its queries see.
 struct Sequence {
-  int64_t batch, first_query, first_key, lse_start;
+  int64_t index, batch, first_query, first_key, lse_start;
   int queries, keys, window_left, window_right;
   bool overrun;  // more keys than the cache holds: the result is NaN
 
   __device__ Sequence(const AttentionShape& s, int64_t b, int64_t head)
-      : batch(b),
+      : index(b),
+        batch(b),
         first_query(0),
         first_key(0),
         queries(int(s.queries)),
@@ -106,6 +109,37 @@ struct Sequence {
   // Whether every query of a tile sees every key of another: no mask is needed.
   __device__ bool all_seen(int query, int query_end, int key, int key_end) const {
     return query_end <= queries && key >= lowest(query_end - 1) && key_end - 1 <= highest(query);
+  }
+};
+
+// What is added to the scores of one head: the mask and ALiBi. Kernels with a flag for it have none
+// of this without.
+struct HeadBias {
+  const ScoreBias& bias;
+  int64_t first;  // of the mask's elements
+  int queries, keys;
+  float slope;
+
+  __device__ HeadBias(const AttentionShape& s, const Sequence& seq, int64_t head)
+      : bias(s.bias),
+        first(seq.batch * s.bias.mask_batch_stride + head * s.bias.mask_head_stride),
+        queries(seq.queries),
+        keys(seq.keys),
+        slope(s.bias.alibi_slopes
+                  ? s.bias.alibi_slopes[seq.index * s.bias.alibi_batch_stride + head]
+                  : 0.0f) {}
+  template <class T> __device__ float at(int query, int key) const {
+    if (query >= queries || key >= keys) return 0.0f;
+    const float alibi = slope * fabsf(float(query + keys - queries - key));
+    if (!bias.mask) return -alibi;
+    const int64_t i = first + query * bias.mask_query_stride + key * bias.mask_key_stride;
+    if (bias.mask_dtype == DType::u8)
+      return static_cast<const uint8_t*>(bias.mask)[i] ? -alibi : -INFINITY;
+    const bool wide = sizeof(T) == 4 || bias.mask_dtype == DType::f32;
+    const float added =
+        wide ? static_cast<const float*>(bias.mask)[i] : widen(static_cast<const T*>(bias.mask)[i]);
+    // Finite in base 2 too: where every key is hidden by a huge number, torch's softmax is uniform.
+    return (added < -2e38f && added > -INFINITY ? -2e38f : added) - alibi;
   }
 };
 
@@ -201,7 +235,7 @@ inline bool all_vectors(const AttentionShape& s, std::initializer_list<Bshd> ten
   const int64_t bytes = s.dtype == DType::f32 ? 4 : 2;
   for (const Bshd& t : tensors)
     if (!is_vector(t, bytes)) return false;
-  return s.head_dim * bytes % 16 == 0;
+  return s.head_dim * bytes % 16 == 0 && s.value_head_dim * bytes % 16 == 0;
 }
 
 // The kernels that attention.cu chooses from: few queries, any call, and those of 9.0.
@@ -227,18 +261,23 @@ __device__ void mask_outside(Fragment<kN>& scores, const First& first, const Las
   }
 }
 
-// f(element, std::integral_constant<width of a kernel's tiles>) for a call.
+// f(element, std::integral_constant<width of a kernel's tiles>, std::bool_constant<whether scores
+// have a bias>) for a call.
 template <class F> void for_shape(const AttentionShape& s, const F& f) {
-  if (s.head_dim > 256)
-    throw std::invalid_argument("attention: the CUDA kernels take a head_dim of at most 256, got " +
-                                std::to_string(s.head_dim));
+  const int64_t widest = most(s.head_dim, s.value_head_dim);
+  if (widest > 256)
+    throw std::invalid_argument("attention: head_dim: expected at most 256 for CUDA, got " +
+                                std::to_string(widest));
+  const auto with = [&](auto element, auto width) {
+    s.bias.any() ? f(element, width, std::true_type{}) : f(element, width, std::false_type{});
+  };
   for_dtype(s.dtype, "attention", [&](auto element) {
-    if (s.head_dim <= 64)
-      f(element, std::integral_constant<int, 64>{});
-    else if (s.head_dim <= 128)
-      f(element, std::integral_constant<int, 128>{});
+    if (widest <= 64)
+      with(element, std::integral_constant<int, 64>{});
+    else if (widest <= 128)
+      with(element, std::integral_constant<int, 128>{});
     else
-      f(element, std::integral_constant<int, 256>{});
+      with(element, std::integral_constant<int, 256>{});
   });
 }
 

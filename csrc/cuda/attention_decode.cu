@@ -16,27 +16,33 @@ namespace {
 constexpr int kDecodeRows = 4, kMostQueries = 8, kMostHeadDim = 256, kLeastKeys = 64;
 constexpr int kWarps = kThreads / 32;
 
-// What of a row is known after some of its keys: the output so far is relative to the maximum.
+// What of a row is known after some of its keys: their output, the largest score, and the sum of
+// exponentials relative to that. The output is divided by the sum at every step, because a sum of
+// large values could overflow.
 template <int kCount> struct Partial {
   float peak = -INFINITY, total = 0.0f, out[kCount] = {};
 
   template <class T> __device__ void join(const Partial& other, const Scale<T>& scale) {
     const float highest = fmaxf(peak, other.peak);
     const float base = scale.base(highest);
-    const float ours = scale.power(peak, base), theirs = scale.power(other.peak, base);
+    const float ours = total * scale.power(peak, base);
+    const float theirs = other.total * scale.power(other.peak, base);
     peak = highest;
-    total = total * ours + other.total * theirs;
+    total = ours + theirs;
+    const float inverse = total == 0 ? 0.0f : __fdividef(1.0f, total);
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) out[i] = out[i] * ours + other.out[i] * theirs;
+    for (int i = 0; i < kCount; ++i)
+      out[i] = out[i] * (ours * inverse) + other.out[i] * (theirs * inverse);
   }
 };
 
-// Where slices leave their results: (row, slice, 2 + head_dim), peak and total before the output.
+// Where slices leave their results: (row, slice, 2 + value_head_dim), peak and total before the
+// output.
 struct Slices {
   float* partial;
   int count;
-  __device__ float* at(int64_t row, int slice, int64_t head_dim) const {
-    return partial + (row * count + slice) * (2 + head_dim);
+  __device__ float* at(int64_t row, int slice, int64_t value_head_dim) const {
+    return partial + (row * count + slice) * (2 + value_head_dim);
   }
 };
 
@@ -54,19 +60,21 @@ struct DecodeRow {
   }
 };
 
-template <class T, int kCount>
+template <class T, int kCount, bool kBias>
 __global__ void __launch_bounds__(kThreads)
     attention_decode_kernel(const AttentionForward p, const Scale<T> scale, const Slices slices,
                             const int lanes_per_key, const bool vector) {
   __shared__ float exchange[kWarps][kDecodeRows][2 + kMostHeadDim];
   const AttentionShape& s = p.shape;
-  const int rows = int(s.queries * (s.heads / s.kv_heads)), head_dim = int(s.head_dim);
+  const int rows = int(s.queries * (s.heads / s.kv_heads));
+  const int value_head_dim = int(s.value_head_dim);
   const int row_groups = (rows + kDecodeRows - 1) / kDecodeRows;
   const int64_t kv_head = blockIdx.y / row_groups, batch = blockIdx.z;
   const int first_row = int(blockIdx.y) % row_groups * kDecodeRows;
   const Sequence seq(s, batch, 0);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int column = lane % lanes_per_key * kCount, in_row = head_dim - column;
+  const int column = lane % lanes_per_key * kCount;
+  const int in_row = int(s.head_dim) - column, in_value = value_head_dim - column;
   float q[kDecodeRows][kCount];
   int lowest[kDecodeRows], highest[kDecodeRows];
 #pragma unroll
@@ -86,10 +94,10 @@ __global__ void __launch_bounds__(kThreads)
   for (int at = begin + warp * keys_per_warp; at < end; at += kWarps * keys_per_warp) {
     const int key = at + lane / lanes_per_key;
     float k[kCount], v[kCount];
-    const int count = key < end ? in_row : 0;
-    const int64_t safe = key < end ? key : begin;
-    load(row_of<T>(p.k, batch, safe, kv_head) + column, count, vector, k);
-    load(row_of<T>(p.v, batch, safe, kv_head) + column, count, vector, v);
+    const bool live = key < end;
+    const int64_t safe = live ? key : begin;
+    load(row_of<T>(p.k, batch, safe, kv_head) + column, live ? in_row : 0, vector, k);
+    load(row_of<T>(p.v, batch, safe, kv_head) + column, live ? in_value : 0, vector, v);
 #pragma unroll
     for (int r = 0; r < kDecodeRows; ++r) {
       float score = 0;
@@ -99,6 +107,10 @@ __global__ void __launch_bounds__(kThreads)
         score += __shfl_xor_sync(~0u, score, other);
       if (scale.shaped) score = scale.shape(score);
       if (key >= end || key < lowest[r] || key > highest[r]) continue;
+      if (kBias) {
+        const DecodeRow row(s, kv_head, first_row + r);
+        score += HeadBias(s, seq, row.head).at<T>(row.query, key);
+      }
       Partial<kCount> one;
       one.peak = score;
       one.total = 1.0f;
@@ -122,17 +134,17 @@ __global__ void __launch_bounds__(kThreads)
     exchange[warp][r][1] = parts[r].total;
 #pragma unroll
     for (int i = 0; i < kCount; ++i)
-      if (i < in_row) exchange[warp][r][2 + column + i] = parts[r].out[i];
+      if (i < in_value) exchange[warp][r][2 + column + i] = parts[r].out[i];
   }
   __syncthreads();
   for (int r = 0; r < kDecodeRows && first_row + r < rows; ++r) {
     const DecodeRow row(s, kv_head, first_row + r);
-    float* const slice = slices.at(row.linear(s, batch), int(blockIdx.x), head_dim);
-    for (int d = threadIdx.x; d < head_dim; d += kThreads) {
+    float* const slice = slices.at(row.linear(s, batch), int(blockIdx.x), value_head_dim);
+    for (int d = threadIdx.x; d == 0 || d < value_head_dim; d += kThreads) {
       Partial<1> all;
       for (int w = 0; w < kWarps; ++w)
         all.join({exchange[w][r][0], exchange[w][r][1], {exchange[w][r][2 + d]}}, scale);
-      slice[2 + d] = all.out[0];
+      if (d < value_head_dim) slice[2 + d] = all.out[0];
       if (d > 0) continue;
       slice[0] = all.peak;
       slice[1] = all.total;
@@ -148,15 +160,15 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t query = blockIdx.x, head = blockIdx.y, batch = blockIdx.z;
   const Sequence seq(s, batch, head);
   const int64_t row = (batch * s.heads + head) * s.queries + query;
-  for (int d = threadIdx.x; d < s.head_dim; d += kThreads) {
+  for (int d = threadIdx.x; d == 0 || d < s.value_head_dim; d += kThreads) {
     Partial<1> all;
     for (int i = 0; i < slices.count; ++i) {
-      const float* slice = slices.at(row, i, s.head_dim);
-      all.join({slice[0], slice[1], {slice[2 + d]}}, scale);
+      const float* slice = slices.at(row, i, s.value_head_dim);
+      all.join({slice[0], slice[1], {d < s.value_head_dim ? slice[2 + d] : 0.0f}}, scale);
     }
-    const float o = all.total > 0 ? all.out[0] / all.total : 0.0f;
-    row_of<T>(p.o, batch, query, head)[d] = narrow<T>(seq.overrun ? NAN : o);
-    if (d == 0) static_cast<float*>(p.lse)[seq.lse_start + query] = scale.lse(all.peak, all.total);
+    if (d == 0) p.lse[seq.lse_start + query] = scale.lse(all.peak, all.total);
+    if (d < s.value_head_dim)
+      row_of<T>(p.o, batch, query, head)[d] = narrow<T>(seq.overrun ? NAN : all.out[0]);
   }
 }
 
@@ -166,10 +178,10 @@ __global__ void __launch_bounds__(kThreads) cache_append_kernel(const CacheAppen
   const int64_t i = blockIdx.x, batch = blockIdx.z, head = blockIdx.y;
   const int64_t to = p.seqlens[batch] + i;
   if (to >= p.capacity) return;
-  for (int d = threadIdx.x; d < p.head_dim; d += kThreads) {
+  for (int d = threadIdx.x; d < p.head_dim; d += kThreads)
     row_of<Element>(p.k_cache, batch, to, head)[d] = row_of<Element>(p.k, batch, i, head)[d];
+  for (int d = threadIdx.x; d < p.value_head_dim; d += kThreads)
     row_of<Element>(p.v_cache, batch, to, head)[d] = row_of<Element>(p.v, batch, i, head)[d];
-  }
 }
 
 }  // namespace
@@ -180,20 +192,20 @@ bool is_decode(const AttentionShape& s) {
 
 void launch_decode(const AttentionForward& p, cudaStream_t stream) {
   const AttentionShape& s = p.shape;
-  for_shape(s, [&](auto element, auto width) {
+  for_shape(s, [&](auto element, auto width, auto biased) {
     using T = decltype(element);
     constexpr int kCount = most(kPack<T>, decltype(width)::value / 32);
     int lanes = 1;
-    while (lanes * kCount < s.head_dim) lanes *= 2;
+    while (lanes * kCount < most(s.head_dim, s.value_head_dim)) lanes *= 2;
     const int64_t rows = s.queries * (s.heads / s.kv_heads);
     const int64_t blocks = s.batch * s.kv_heads * ceil_div(rows, kDecodeRows);
     const int64_t fills = ceil_div(4 * multiprocessors(), blocks);
     const int64_t count = most(1, least(fills, s.keys / kLeastKeys));
     const int64_t results = s.batch * s.heads * s.queries * count;
-    const Workspace partial(results * (2 + s.head_dim), stream);
+    const Workspace partial(results * (2 + s.value_head_dim), stream);
     const Slices slices{partial.data(), int(count)};
     const dim3 grid(unsigned(count), unsigned(blocks / s.batch), unsigned(s.batch));
-    attention_decode_kernel<T, kCount><<<grid, kThreads, 0, stream>>>(
+    attention_decode_kernel<T, kCount, decltype(biased)::value><<<grid, kThreads, 0, stream>>>(
         p, Scale<T>(s), slices, lanes, all_vectors(s, {p.q, p.k, p.v}));
     check_launch("attention_decode");
     const dim3 joins(unsigned(s.queries), unsigned(s.heads), unsigned(s.batch));

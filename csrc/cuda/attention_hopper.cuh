@@ -120,8 +120,9 @@ inline bool has_dropout(const AttentionShape& s) { return s.dropout_p > 0; }
 inline bool hopper_takes(const AttentionShape& s, std::initializer_list<Bshd> of_queries,
                          std::initializer_list<Bshd> of_keys) {
   const int64_t widest = has_dropout(s) ? 64 : 128;  // wider, drawing would run out of registers
-  if (s.dtype == DType::f32 || s.head_dim > widest || s.cu_seqlens_q || s.seqlens_k ||
-      s.keys == 0 || s.softcap > 0 || !(s.softmax_scale > 0))
+  if (s.dtype == DType::f32 || s.head_dim > widest || s.value_head_dim != s.head_dim ||
+      s.head_dim == 0 || s.cu_seqlens_q || s.seqlens_k || s.keys == 0 || s.softcap > 0 ||
+      s.bias.any() || !(s.softmax_scale > 0))
     return false;
   for (const Bshd& t : of_queries)
     if (!has_map(extents_of(t, s.batch, s.queries, s.heads, s.head_dim))) return false;

@@ -49,10 +49,10 @@ __global__ void __launch_bounds__(kThreads)
   for (int lane = kLanes / 2; lane > 0; lane /= 2) sum += __shfl_xor_sync(~0u, sum, lane);
   if (column > 0) return;
   const int64_t tile = exchange.tile(batch * s.heads + head, query / tile_queries);
-  const float lse = live ? static_cast<const float*>(p.lse)[seq.lse_start + query] : INFINITY;
+  const float lse = live ? float(p.lse[seq.lse_start + query]) : INFINITY;
   float* const rows = exchange.rows + tile * 2 * tile_queries + query % tile_queries;
   rows[0] = lse > -INFINITY ? lse * kLog2e : INFINITY;
-  rows[tile_queries] = sum;
+  rows[tile_queries] = live && p.dlse ? sum - float(p.dlse[seq.lse_start + query]) : sum;
   if (query % tile_queries == 0) exchange.turns[2 * tile] = exchange.turns[2 * tile + 1] = 0;
   if (query == 0 && head == 0 && batch == 0) *exchange.ticket = 0;
 }

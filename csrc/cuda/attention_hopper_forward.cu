@@ -59,6 +59,7 @@ template <class T> struct Call {
   Scale<T> scale;
   DropoutRule dropout;
   Schedule schedule;
+  float headroom;
 };
 
 template <class T, int kDim> struct ForwardShared {
@@ -278,8 +279,8 @@ __device__ void write_rows(Rows<T, kDim, kDropout>& rows, const Call<T>& call, c
     const float total = quad_sum(rows.softmax.total[h]);
     inverse[h] = total > 0 ? 1.0f / total : 0.0f;
     if (lane % 4 == 0 && row + h * 8 < work.seq.queries)
-      static_cast<float*>(call.p.lse)[work.seq.lse_start + row + h * 8] =
-          call.scale.lse(rows.softmax.peak[h], total);
+      call.p.lse[work.seq.lse_start + row + h * 8] =
+          call.scale.lse(rows.softmax.peak[h], total, rows.softmax.headroom);
   }
   if (first) wait_stores_read();  // of the tile before
   sync_threads(within(mine), kWarpgroup);
@@ -302,6 +303,7 @@ __device__ void consume(const Call<T>& call, const ForwardMaps& maps,
   for (int64_t i = blockIdx.x; i < call.schedule.count; i += gridDim.x) {
     const Work work(call.p.shape, call.schedule.at(i));
     Rows<T, kDim, kDropout> rows;
+    rows.softmax.headroom = call.headroom;
     if (work.first < work.end) attend<T, kDim, kDropout>(rows, call, work, shared, q, k, v);
     write_rows<T, kDim, kDropout>(rows, call, work, maps, shared.o[consumer()]);
   }
@@ -342,7 +344,8 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
 template <class T, int kDim, bool kDropout>
 void forward(const AttentionForward& p, cudaStream_t stream) {
   const AttentionShape& s = p.shape;
-  const Call<T> call{p, Scale<T>(s), DropoutRule(s.seed, s.dropout_p), Schedule(s)};
+  const Call<T> call{p, Scale<T>(s), DropoutRule(s.seed, s.dropout_p), Schedule(s),
+                     headroom_of<T>(s, kSlack)};
   const auto map = [&](const Bshd& t, int64_t length, int64_t heads, int rows) {
     return panel_map<T>(extents_of(t, s.batch, length, heads, s.head_dim), uint32_t(rows));
   };

@@ -6,10 +6,22 @@
 
 namespace fastlm::cuda {
 
+// By how much exponentials are made smaller than relative to the maximum, in the base of
+// Scale::power, so that their sum with large values overflows nowhere before it is divided; `slack`
+// is how far the maximum may stay behind, in base 2. Values below 2^-90 are rounded more for it.
+// float16's are too small to overflow, and its exponentials must not become smaller.
+template <class T> float headroom_of(const AttentionShape& s, int slack = 0) {
+  if (std::is_same_v<T, f16>) return 0.0f;
+  int bits = 0;
+  while ((int64_t(1) << bits) < s.keys) ++bits;
+  return float(bits + slack) * (Scale<T>::kWide ? kLn2 : 1.0f);
+}
+
 // Two rows of a thread: running maximum of the scores and sum of exponentials.
 struct Softmax {
   float peak[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f};
-  float shrink[2];  // what the last update asks of the output so far
+  float shrink[2];        // what the last update asks of the output so far
+  float headroom = 0.0f;  // by how much exponentials are smaller than relative to the maximum
 
   // Scores to probabilities relative to the maximum. power(score, base, n) is the exponential of a
   // score in eight columns n. The maximum may stay behind by kSlack, in powers of `scale`'s base:
@@ -24,8 +36,8 @@ struct Softmax {
         highest = fmaxf(highest, fmaxf(scores[n][2 * h], scores[n][2 * h + 1]));
       highest = quad_max(highest);
       if (kSlack > 0 && (highest - peak[h]) * scale.factor <= float(kSlack)) highest = peak[h];
-      const float base = scale.base(highest);
-      shrink[h] = scale.power(peak[h], base);
+      const float seen = scale.base(highest), base = seen + headroom;
+      shrink[h] = scale.power(peak[h], seen);
       peak[h] = highest;
       total[h] *= shrink[h];
 #pragma unroll

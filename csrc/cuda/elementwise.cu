@@ -50,9 +50,12 @@ __device__ float gelu(float u, bool tanh_form) {
 __device__ float gelu_derivative(float u, bool tanh_form) {
   if (!tanh_form)
     return 0.5f * (1.0f + erff(u * kSqrtHalf)) + u * kInverseSqrt2Pi * expf(-0.5f * u * u);
-  const float t = tanhf(kSqrt2OverPi * (u + kCubic * u * u * u));
-  const float inner = kSqrt2OverPi * (1.0f + 3.0f * kCubic * u * u);
-  return 0.5f * (1.0f + t) + 0.5f * u * (1.0f - t * t) * inner;
+  // Past +-16 the slope is 0, and times u^2 it would not be a number. An infinity gives NaN, as in
+  // torch.
+  const float v = fminf(fmaxf(u, -16.0f), 16.0f) + (u - u);
+  const float t = tanhf(kSqrt2OverPi * (v + kCubic * v * v * v));
+  const float inner = kSqrt2OverPi * (1.0f + 3.0f * kCubic * v * v);
+  return 0.5f * (1.0f + t) + 0.5f * v * (1.0f - t * t) * inner;
 }
 
 template <class T>

@@ -3,7 +3,7 @@
 //
 // Forward reads x (and residual) once and writes y (and z) once: 2 * rows * cols elements of
 // traffic (4 with the residual), so the target is copy speed. Statistics take two passes over the
-// registers, because E[x^2] - E[x]^2 cancels badly when |mean| >> std.
+// registers, because E[x^2] - E[x]^2 cancels badly when |mean| >> std (row_statistics.cuh).
 //
 // Backward reads dy, z (and dz_out) once and writes dz (and dx) once. Its grid is persistent, so
 // that a thread's part of dweight and dbias stays in registers; each block writes its sums once,
@@ -18,7 +18,7 @@
 
 #include "../rms_norm.h"
 #include "philox.cuh"
-#include "reduce.cuh"
+#include "row_statistics.cuh"
 
 namespace fastlm::cuda {
 void launch_long(const LayerNormForward& p, bool vector, cudaStream_t stream);
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kMostThreads)
   const bool live = row < p.rows;  // the others come to the barriers too
   const Columns<T> columns{live ? p.cols : 0};
   const int64_t at = row * p.cols;
-  float z[kPacks<T>][kPack<T>], total[1] = {0}, squares[1] = {0};
+  float z[kPacks<T>][kPack<T>], total[1] = {0}, rest_and_squares[2] = {0, 0};
 #pragma unroll
   for (int i = 0; i < kPacks<T>; ++i) {
     const int64_t start = columns.start(i), count = columns.count(i);
@@ -82,10 +82,11 @@ __global__ void __launch_bounds__(kMostThreads)
 #pragma unroll
     for (int j = 0; j < kPack<T>; ++j) {
       const float centered = j < columns.count(i) ? z[i][j] - mean : 0.0f;
-      squares[0] += centered * centered;
+      rest_and_squares[0] += centered;
+      rest_and_squares[1] += centered * centered;
     }
-  row_sum(squares);
-  const float rstd = 1.0f / sqrtf(squares[0] / float(p.cols) + float(p.eps));
+  row_sum(rest_and_squares);
+  const RowStatistics row_of_z(p, mean, rest_and_squares);
 #pragma unroll
   for (int i = 0; i < kPacks<T>; ++i) {
     const int64_t start = columns.start(i), count = columns.count(i);
@@ -93,12 +94,10 @@ __global__ void __launch_bounds__(kMostThreads)
     load_parameter<T>(p.weight, p.weight_dtype, start, count, vector, 1.0f, weight);
     load_parameter<T>(p.bias, p.weight_dtype, start, count, vector, 0.0f, bias);
 #pragma unroll
-    for (int j = 0; j < kPack<T>; ++j) z[i][j] = (z[i][j] - mean) * rstd * weight[j] + bias[j];
+    for (int j = 0; j < kPack<T>; ++j) z[i][j] = row_of_z.h(z[i][j]) * weight[j] + bias[j];
     store(static_cast<T*>(p.y) + at + start, count, vector, z[i]);
   }
-  if (!live || threadIdx.x != 0) return;
-  if (p.mean) static_cast<float*>(p.mean)[row] = mean;
-  static_cast<float*>(p.rstd)[row] = rstd;
+  if (live && threadIdx.x == 0) row_of_z.save(p, row);
 }
 
 // A thread's part of dweight and dbias.
@@ -166,7 +165,8 @@ __global__ void __launch_bounds__(kMostThreads)
         h[i][j] = (h[i][j] - mean) * rstd;
         sums.weight[i][j] += g[i][j] * h[i][j];
         sums.bias[i][j] += g[i][j];
-        g[i][j] *= weight[j];
+        // Not fused with what follows: in a single column it must equal its average.
+        g[i][j] = __fmul_rn(g[i][j], weight[j]);
         averages[0] += g[i][j];
         averages[1] += g[i][j] * h[i][j];
       }

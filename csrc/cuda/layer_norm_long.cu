@@ -15,7 +15,7 @@
 
 #include "copy.cuh"
 #include "philox.cuh"
-#include "reduce.cuh"
+#include "row_statistics.cuh"
 
 namespace fastlm::cuda {
 namespace {
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kThreads)
   commit_copies();
   wait_copies<0>();  // all of the row was under way at once
   const int packs = int((p.cols + kPack<T> - 1) / kPack<T>);
-  float total[1] = {0}, squares[1] = {0};
+  float total[1] = {0}, rest_and_squares[2] = {0, 0};
   sweep(packs, [&](int i, int64_t start, int64_t count) {
     float z[kPack<T>], residual[kPack<T>];
     read(x, i, count, z);
@@ -74,23 +74,22 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int j = 0; j < kPack<T>; ++j) {
       const float centered = j < count ? z[j] - mean : 0.0f;
-      squares[0] += centered * centered;
+      rest_and_squares[0] += centered;
+      rest_and_squares[1] += centered * centered;
     }
   });
-  row_sum(squares);
-  const float rstd = 1.0f / sqrtf(squares[0] / float(p.cols) + float(p.eps));
+  row_sum(rest_and_squares);
+  const RowStatistics row_of_z(p, mean, rest_and_squares);
   sweep(packs, [&](int i, int64_t start, int64_t count) {
     float z[kPack<T>], weight[kPack<T>], bias[kPack<T>];
     read(beyond, i, count, z);
     load_parameter<T>(p.weight, p.weight_dtype, start, count, vector, 1.0f, weight);
     load_parameter<T>(p.bias, p.weight_dtype, start, count, vector, 0.0f, bias);
 #pragma unroll
-    for (int j = 0; j < kPack<T>; ++j) z[j] = (z[j] - mean) * rstd * weight[j] + bias[j];
+    for (int j = 0; j < kPack<T>; ++j) z[j] = row_of_z.h(z[j]) * weight[j] + bias[j];
     store(static_cast<T*>(p.y) + at + start, count, vector, z);
   });
-  if (threadIdx.x != 0) return;
-  if (p.mean) static_cast<float*>(p.mean)[row] = mean;
-  static_cast<float*>(p.rstd)[row] = rstd;
+  if (threadIdx.x == 0) row_of_z.save(p, row);
 }
 
 // sums[row] = {sum of g, sum of g * h} with g = dy * weight and h = (z - mean) * rstd. Reads dy and

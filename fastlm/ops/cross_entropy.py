@@ -2,19 +2,20 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .. import memory, reference
 from ..backend import choose, where
-from .define import define, statistics_like
+from .autograd import differentiable, only_once, transforms_active
+from .define import check_floating, checked_softcap, define, statistics_like
 
 # ---- implementation ----
 
 
 def _forward(
-    kernels, logits, target, weight, ignore_index, label_smoothing, lse_square_scale, softcap, dloss
-):
+    kernels, logits, target, weight, ignore_index, label_smoothing, lse_square_scale, softcap,
+    inplace_backward, dloss,
+):  # fmt: skip
     loss, lse = statistics_like(logits, target.shape), target.new_empty(target.shape).double()
     dlogits = None if dloss is None else memory.empty_like(logits)
     kernels.cross_entropy_forward(
@@ -40,6 +41,14 @@ def _backward_in_place(kernels, dloss, logits, target, weight, lse, *options):
     torch.autograd.graph.increment_version(logits)  # the schema alone does not
 
 
+def _reference_forward(
+    logits, target, weight, ignore_index, label_smoothing, lse_square_scale, softcap,
+    inplace_backward, dloss,
+):  # fmt: skip
+    options = (ignore_index, label_smoothing, lse_square_scale, softcap)
+    return reference.cross_entropy_forward(logits, target, weight, *options, dloss)
+
+
 def _reference_in_place(dloss, logits, *arguments):
     logits.copy_(reference.cross_entropy_backward(dloss, logits, *arguments))
 
@@ -51,10 +60,10 @@ _ROWS = "Tensor target, Tensor? weight, Tensor lse"
 
 cross_entropy_forward = define(
     "cross_entropy_forward",
-    f"(Tensor logits, Tensor target, Tensor? weight, {_OPTIONS}, float? dloss, str backend)"
-    " -> (Tensor, Tensor, Tensor)",
+    f"(Tensor logits, Tensor target, Tensor? weight, {_OPTIONS}, bool inplace_backward,"
+    " float? dloss, str backend) -> (Tensor, Tensor, Tensor)",
     op="cross_entropy",
-    reference=reference.cross_entropy_forward,
+    reference=_reference_forward,
     native=_forward,
 )
 cross_entropy_backward = define(
@@ -75,27 +84,23 @@ cross_entropy_backward_ = define(
 # ---- autograd ----
 
 
-class _CrossEntropy(torch.autograd.Function):
-    """The loss of each row."""
+def _keep(ctx, inputs, output):
+    logits, target, weight, *ctx.options, ctx.inplace_backward, _, ctx.backend = inputs
+    ctx.save_for_backward(logits, target, weight, output[1])
 
-    @staticmethod
-    def forward(ctx, logits, target, weight, options, inplace_backward, backend):
-        loss, lse, _ = cross_entropy_forward(logits, target, weight, *options, None, backend)
-        ctx.save_for_backward(logits, target, weight, lse)
-        ctx.options, ctx.inplace_backward, ctx.backend = options, inplace_backward, backend
-        return loss
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dloss):
-        logits, target, weight, lse = ctx.saved_tensors
-        arguments = (dloss.contiguous(), logits, target, weight, lse, *ctx.options, ctx.backend)
-        if ctx.inplace_backward:
-            cross_entropy_backward_(
-                *arguments
-            )  # bumps the version: whoever saved the logits too is told
-            return logits.detach(), None, None, None, None, None
-        return cross_entropy_backward(*arguments), None, None, None, None, None
+def _gradients(ctx, saved, dloss, *_):
+    logits, target, weight, lse = saved
+    arguments = (dloss.contiguous(), logits, target, weight, lse, *ctx.options, ctx.backend)
+    nothing = (None,) * 9
+    if not ctx.inplace_backward:
+        return cross_entropy_backward(*arguments), *nothing
+    # It bumps the version of the logits: a function that saved them too is told.
+    cross_entropy_backward_(*arguments)
+    return logits.detach(), *nothing
+
+
+_losses = differentiable(cross_entropy_forward, _keep, _gradients, reference=_reference_forward)
 
 
 class _ReducedCrossEntropy(torch.autograd.Function):
@@ -107,28 +112,26 @@ class _ReducedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits, target, weight, options, factor, backend):
-        loss, lse, ctx.dlogits = cross_entropy_forward(
-            logits, target, weight, *options, factor, backend
-        )
+        loss, lse, ctx.dlogits = _losses(logits, target, weight, *options, False, factor, backend)
         ctx.save_for_backward(logits, target, weight, lse)
         ctx.options, ctx.factor, ctx.backend = options, factor, backend
         return loss.sum() * factor
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dloss):
-        logits, target, weight, lse = (
-            ctx.saved_tensors
-        )  # raises, as torch does, when the graph is freed
+        # Raises, as torch does, when the graph is freed.
+        logits, target, weight, lse = ctx.saved_tensors
         dlogits, ctx.dlogits = ctx.dlogits, None
-        if dlogits is None:
-            rows = torch.full_like(lse, ctx.factor, dtype=dloss.dtype) * dloss
-            dlogits = cross_entropy_backward(
-                rows, logits, target, weight, lse, *ctx.options, ctx.backend
-            )
-        elif dloss.item() != 1:
-            dlogits.mul_(dloss)
-        return dlogits, None, None, None, None, None
+        with torch.no_grad():
+            if dlogits is None:
+                rows = torch.full_like(lse, ctx.factor, dtype=dloss.dtype) * dloss
+                dlogits = cross_entropy_backward(
+                    rows, logits, target, weight, lse, *ctx.options, ctx.backend
+                )
+            elif dloss.item() != 1:
+                dlogits.mul_(dloss)
+        gradients = (dlogits, None, None, None, None, None)
+        return only_once("cross_entropy", gradients, (dloss, logits))
 
 
 # ---- public ----
@@ -158,7 +161,8 @@ def cross_entropy(
         weight: (classes) or None. ignore_index, label_smoothing, reduction: as for torch.
         lse_square_scale: adds this times logsumexp^2 to every row's loss (the z-loss of PaLM,
             Chowdhery et al. 2022).
-        softcap: logits are softcap * tanh(logits / softcap) first (Gemma 2, 2024); None for none.
+        softcap: logits are softcap * tanh(logits / softcap) first (Gemma 2, 2024); None, 0 and inf
+            for none.
         inplace_backward: backward writes the gradient over the logits, which must not be read after
             it.
     Returns: the loss, float32 whatever the logits' dtype (float64 for float64); rows are 0 where
@@ -169,34 +173,40 @@ def cross_entropy(
     if size_average is not None or reduce is not None:
         reduction = torch.nn._reduction.legacy_get_string(size_average, reduce)
     reduction = as_reduction("cross_entropy", reduction, label_smoothing)
+    softcap = checked_softcap("cross_entropy", softcap)
+    check_floating("cross_entropy", "input", input)
     form = _form(input, target)
     if form is not None:
         return _probability_targets(
-            input, target, weight, reduction, label_smoothing, lse_square_scale, softcap, form
-        )
+            input, target, weight, ignore_index, reduction, label_smoothing,
+            bool(lse_square_scale or softcap), form,
+        )  # fmt: skip
     logits, rows = _as_rows(input, target)
     backend = choose("cross_entropy", logits)
     wide = reference.accumulation_dtype(logits)
     if weight is not None:
         weight = checked_weight("cross_entropy", weight, logits.shape[1]).to(wide).contiguous()
-    options = (ignore_index, label_smoothing, lse_square_scale, softcap or 0.0)
+    options = (ignore_index, label_smoothing, lse_square_scale, softcap)
+    call = (logits, rows, weight, *options, inplace_backward, None, backend)
     if reduction == "none":
-        return _CrossEntropy.apply(logits, rows, weight, options, inplace_backward, backend).view(
-            target.shape
-        )
+        return _losses(*call)[0].view(target.shape)
     denominator = denominator_of(rows, weight, ignore_index, reduction)
     if _gradient_now(logits, inplace_backward) and (denominator is None or denominator.item() != 0):
         factor = 1.0 if denominator is None else 1.0 / denominator.item()
         return _ReducedCrossEntropy.apply(logits, rows, weight, options, factor, backend)
-    losses = _CrossEntropy.apply(logits, rows, weight, options, inplace_backward, backend)
+    losses = _losses(*call)[0]
     return losses.sum() if denominator is None else losses.sum() / denominator
 
 
 def _gradient_now(logits: Tensor, inplace_backward: bool) -> bool:
     """Whether forward may write the gradient. It needs the denominator's value, which would break a
-    graph or wait for a device.
+    graph, wait for a device, or not be there in a transform.
     """
-    free_to_look = logits.device.type == "cpu" and not torch.compiler.is_compiling()
+    free_to_look = (
+        logits.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not transforms_active()
+    )
     return (
         free_to_look and logits.requires_grad and torch.is_grad_enabled() and not inplace_backward
     )
@@ -220,7 +230,8 @@ def _as_rows(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         )
     classes = input.shape[1] if input.dim() > 1 else input.shape[0]
     logits = input.movedim(1, -1) if input.dim() > 2 else input
-    return logits.reshape(-1, classes).contiguous(), target.reshape(-1).long().contiguous()
+    rows = target.reshape(-1).long().contiguous()
+    return logits.reshape(rows.shape[0], classes).contiguous(), rows
 
 
 def as_reduction(op: str, reduction: str, label_smoothing: float) -> str:
@@ -252,14 +263,18 @@ def denominator_of(
 
 
 def _probability_targets(
-    input, target, weight, reduction, label_smoothing, lse_square_scale, softcap, form
+    input, target, weight, ignore_index, reduction, label_smoothing, has_more_options, form
 ):
-    if lse_square_scale or softcap:
-        raise ValueError(f"cross_entropy: lse_square_scale and softcap: expected none with {form}")
+    if has_more_options:
+        raise ValueError(
+            f"cross_entropy: lse_square_scale, softcap: expected neither with {form}, got one"
+        )
     choose("cross_entropy", input, form)
+    dtype = reference.accumulation_dtype(input)
     return F.cross_entropy(
-        input, target, weight, reduction=reduction, label_smoothing=label_smoothing
-    )
+        input.to(dtype), target.to(dtype), None if weight is None else weight.to(dtype),
+        ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing,
+    )  # fmt: skip
 
 
 def _form(input, target=None, *args, **kwargs):

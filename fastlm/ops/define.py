@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
 from .. import backend as backends
 
@@ -18,7 +19,7 @@ def define(
     reference: Callable,
     native: Callable,
     fake: Callable | None = None,
-) -> Callable:
+) -> OpOverload:
     """Register fastlm::<name> and return it.
 
     `schema` ends in `str backend`. Backend "torch" runs `reference`, which is also the fake kernel
@@ -39,7 +40,32 @@ def define(
 
     _library.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastlm::{name}", without_backend, lib=_library)
-    return getattr(torch.ops.fastlm, name).default
+    registered = getattr(torch.ops.fastlm, name).default
+    torch.library.register_vmap(f"fastlm::{name}", _one_by_one(registered), lib=_library)
+    return registered
+
+
+def _one_by_one(registered: Callable) -> Callable:
+    """torch.func.vmap's rule for an op: each sample by itself, so that it has the bits that it has
+    alone.
+    """
+
+    def rule(info, in_dims, *args):
+        samples = [
+            registered(
+                *(
+                    a if dim is None else a.select(dim, i).contiguous()
+                    for a, dim in zip(args, in_dims, strict=True)
+                )
+            )
+            for i in range(info.batch_size)
+        ]
+        if isinstance(samples[0], Tensor):
+            return torch.stack(samples), 0
+        stacked = tuple(torch.stack(results) for results in zip(*samples, strict=True))
+        return stacked, tuple(0 for _ in stacked)
+
+    return rule
 
 
 def draw_seed(device: torch.device) -> Tensor:
@@ -49,10 +75,31 @@ def draw_seed(device: torch.device) -> Tensor:
     return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
 
 
+def check_floating(op: str, argument: str, x: Tensor) -> None:
+    """Raises NotImplementedError, as torch's own functions do, unless x is of a floating-point
+    dtype of 16 bits or more.
+    """
+    if not x.is_floating_point() or x.dtype.itemsize < 2:
+        raise NotImplementedError(
+            f"{op}: {argument}: expected a floating-point dtype of 16 bits or more, got {x.dtype}"
+        )
+
+
 def check_probability(op: str, argument: str, p: float) -> None:
     """Raises ValueError unless 0 <= p <= 1."""
     if not 0 <= p <= 1:
         raise ValueError(f"{op}: {argument}: expected a probability from 0 to 1, got {p}")
+
+
+def checked_softcap(op: str, softcap: float | None) -> float:
+    """The softcap, and 0 where None, 0 or infinity ask for none. Raises ValueError for a negative
+    one and for NaN.
+    """
+    if softcap is None or softcap in (0, float("inf")):
+        return 0.0
+    if not softcap > 0:
+        raise ValueError(f"{op}: softcap: expected a number of at least 0, or None, got {softcap}")
+    return float(softcap)
 
 
 def contiguous_like(x: Tensor) -> Tensor:

@@ -2,18 +2,17 @@
 backward.
 """
 
-import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import memory, reference
 from ..backend import choose, where
-from .define import check_probability, contiguous_like, define, draw_seed
+from .autograd import differentiable
+from .define import check_floating, check_probability, contiguous_like, define, draw_seed
 
 # ---- implementation ----
 
 
-def _dropout(kernels, x, seed, p):
+def _forward(kernels, x, seed, p):
     y = memory.empty_like(x)
     kernels.dropout(y, x, seed, p, where(x))
     return y
@@ -26,30 +25,23 @@ dropout_apply = define(
     "(Tensor x, Tensor seed, float p, str backend) -> Tensor",
     op="dropout",
     reference=reference.dropout,
-    native=_dropout,
+    native=_forward,
     fake=lambda x, *_: contiguous_like(x),
 )
 
 # ---- autograd ----
 
 
-class _Dropout(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, seed, p, backend):
-        ctx.save_for_backward(seed)
-        ctx.p, ctx.backend = p, backend
-        return dropout_apply(x, seed, p, backend)
+def _keep(ctx, inputs, output):
+    _, seed, ctx.p, ctx.backend = inputs
+    ctx.save_for_backward(seed)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        return (
-            dropout_apply(dy.contiguous(), *ctx.saved_tensors, ctx.p, ctx.backend),
-            None,
-            None,
-            None,
-        )
 
+def _gradients(ctx, saved, dy):
+    return dropout_apply(dy.contiguous(), *saved, ctx.p, ctx.backend), None, None, None
+
+
+_dropout = differentiable(dropout_apply, _keep, _gradients, reference=reference.dropout)
 
 # ---- public ----
 
@@ -68,8 +60,9 @@ def dropout(
     check_probability("dropout", "p", p)
     if p == 0 or not training:
         return input
+    check_floating("dropout", "input", input)
     backend = choose("dropout", input)
-    return _Dropout.apply(
+    return _dropout(
         input.contiguous(), draw_seed(input.device) if seed is None else seed, p, backend
     )
 

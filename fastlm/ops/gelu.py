@@ -4,22 +4,22 @@ fused.
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import memory, reference
 from ..backend import choose, where
-from .define import define
+from .autograd import differentiable
+from .define import check_floating, define
 
 # ---- implementation ----
 
 
-def _gelu_forward(kernels, x, bias, approximate):
+def _forward(kernels, x, bias, approximate):
     y = memory.empty_like(x)
     kernels.gelu_forward(y, x, bias, approximate == "tanh", where(x))
     return y
 
 
-def _gelu_backward(kernels, dy, x, bias, approximate):
+def _backward(kernels, dy, x, bias, approximate):
     dx, dbias = memory.empty_like(x), None if bias is None else torch.empty_like(bias)
     kernels.gelu_backward(dx, dbias, dy, x, bias, approximate == "tanh", where(x))
     return dx, x.new_empty(0) if dbias is None else dbias
@@ -32,32 +32,30 @@ gelu_forward = define(
     "(Tensor x, Tensor? bias, str approximate, str backend) -> Tensor",
     op="gelu",
     reference=reference.gelu_forward,
-    native=_gelu_forward,
+    native=_forward,
 )
 gelu_backward = define(
     "gelu_backward",
     "(Tensor dy, Tensor x, Tensor? bias, str approximate, str backend) -> (Tensor, Tensor)",
     op="gelu",
     reference=reference.gelu_backward,
-    native=_gelu_backward,
+    native=_backward,
 )
 
 # ---- autograd ----
 
 
-class _Gelu(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, bias, approximate, backend):
-        ctx.save_for_backward(x, bias)
-        ctx.approximate, ctx.backend = approximate, backend
-        return gelu_forward(x, bias, approximate, backend)
+def _keep(ctx, inputs, output):
+    x, bias, ctx.approximate, ctx.backend = inputs
+    ctx.save_for_backward(x, bias)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        dx, dbias = gelu_backward(dy.contiguous(), *ctx.saved_tensors, ctx.approximate, ctx.backend)
-        return dx, dbias if ctx.needs_input_grad[1] else None, None, None
 
+def _gradients(ctx, saved, dy):
+    dx, dbias = gelu_backward(dy.contiguous(), *saved, ctx.approximate, ctx.backend)
+    return dx, dbias if ctx.needs_input_grad[1] else None, None, None
+
+
+_gelu = differentiable(gelu_forward, _keep, _gradients, reference=reference.gelu_forward)
 
 # ---- public ----
 
@@ -78,9 +76,10 @@ def gelu(input: Tensor, approximate: str = "none", *, bias: Tensor | None = None
         raise RuntimeError(
             f"gelu: bias: expected shape {tuple(input.shape[-1:])}, got {tuple(bias.shape)}"
         )
+    check_floating("gelu", "input", input)
     backend = choose("gelu", input, _form(input, approximate, bias=bias))
-    return _Gelu.apply(
-        input.contiguous(), bias if bias is None else bias.contiguous(), approximate, backend
+    return _gelu(
+        input.contiguous(), None if bias is None else bias.contiguous(), approximate, backend
     )
 
 

@@ -4,11 +4,12 @@ it.
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import memory, reference
 from ..backend import choose, where
+from .autograd import differentiable
 from .define import (
+    check_floating,
     check_probability,
     contiguous_like,
     define,
@@ -20,7 +21,7 @@ from .define import (
 # ---- implementation: outputs allocated, the kernel called ----
 
 
-def _layer_norm_forward(kernels, x, weight, bias, eps):
+def _run_forward(kernels, x, weight, bias, eps):
     y, mean, rstd = (
         memory.empty_like(x),
         statistics_like(x, x.shape[:-1]),
@@ -30,13 +31,13 @@ def _layer_norm_forward(kernels, x, weight, bias, eps):
     return y, mean, rstd
 
 
-def _layer_norm_backward(kernels, dy, x, weight, bias, mean, rstd):
+def _run_backward(kernels, dy, x, weight, bias, mean, rstd):
     dx, dweight, dbias = memory.empty_like(x), _grad_of(weight), _grad_of(bias)
     kernels.layer_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, where(x))
     return dx, _or_empty(dweight, x), _or_empty(dbias, x)
 
 
-def _add_layer_norm_forward(kernels, x, residual, weight, bias, seed, eps, dropout_p):
+def _run_add_forward(kernels, x, residual, weight, bias, seed, eps, dropout_p):
     y, z = memory.empty_like(x), memory.empty_like(x)
     mean, rstd = statistics_like(x, x.shape[:-1]), statistics_like(x, x.shape[:-1])
     p = dropout_p if seed is not None else 0.0
@@ -46,7 +47,7 @@ def _add_layer_norm_forward(kernels, x, residual, weight, bias, seed, eps, dropo
     return y, z, mean, rstd
 
 
-def _add_layer_norm_backward(
+def _run_add_backward(
     kernels, dy, dresidual_out, residual_out, weight, bias, mean, rstd, seed, dropout_p
 ):
     z = residual_out
@@ -86,7 +87,7 @@ layer_norm_forward = define(
     "(Tensor x, Tensor? weight, Tensor? bias, float eps, str backend) -> (Tensor, Tensor, Tensor)",
     op="layer_norm",
     reference=reference.layer_norm_forward,
-    native=_layer_norm_forward,
+    native=_run_forward,
 )
 layer_norm_backward = define(
     "layer_norm_backward",
@@ -94,7 +95,7 @@ layer_norm_backward = define(
     " -> (Tensor, Tensor, Tensor)",
     op="layer_norm",
     reference=reference.layer_norm_backward,
-    native=_layer_norm_backward,
+    native=_run_backward,
 )
 add_layer_norm_forward = define(
     "add_layer_norm_forward",
@@ -103,7 +104,7 @@ add_layer_norm_forward = define(
     " str backend) -> (Tensor, Tensor, Tensor, Tensor)",
     op="add_layer_norm",
     reference=reference.add_layer_norm_forward,
-    native=_add_layer_norm_forward,
+    native=_run_add_forward,
     fake=_add_layer_norm_forward_fake,
 )
 add_layer_norm_backward = define(
@@ -113,63 +114,58 @@ add_layer_norm_backward = define(
     " Tensor rstd, Tensor? seed, float dropout_p, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
     op="add_layer_norm",
     reference=reference.add_layer_norm_backward,
-    native=_add_layer_norm_backward,
+    native=_run_add_backward,
     fake=_add_layer_norm_backward_fake,
 )
 
 # ---- autograd ----
 
 
-class _LayerNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, weight, bias, eps, backend):
-        y, mean, rstd = layer_norm_forward(x, weight, bias, eps, backend)
-        ctx.save_for_backward(x, weight, bias, mean, rstd)
-        ctx.backend = backend  # backward may run when use() is no longer in force
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        dx, dweight, dbias = layer_norm_backward(dy.contiguous(), *ctx.saved_tensors, ctx.backend)
-        _, wants_weight, wants_bias, _, _ = ctx.needs_input_grad
-        return dx, dweight if wants_weight else None, dbias if wants_bias else None, None, None
+def _keep(ctx, inputs, output):
+    x, weight, bias, _, backend = inputs
+    _, mean, rstd = output
+    ctx.save_for_backward(x, weight, bias, mean, rstd)
+    # Backward may run when use() is no longer in force.
+    ctx.backend = backend
 
 
-class _AddLayerNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, residual, weight, bias, seed, eps, dropout_p, backend):
-        y, z, mean, rstd = add_layer_norm_forward(
-            x, residual, weight, bias, seed, eps, dropout_p, backend
-        )
-        ctx.save_for_backward(z, weight, bias, mean, rstd, seed)
-        ctx.set_materialize_grads(
-            False
-        )  # the residual stream's last use has no gradient of its own
-        ctx.dropout_p, ctx.backend = dropout_p, backend
-        return y, z
+def _gradients(ctx, saved, dy, *_):
+    dx, dweight, dbias = layer_norm_backward(dy.contiguous(), *saved, ctx.backend)
+    _, wants_weight, wants_bias, *_ = ctx.needs_input_grad
+    return dx, dweight if wants_weight else None, dbias if wants_bias else None, None, None
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy, dz):
-        z, weight, bias, mean, rstd, seed = ctx.saved_tensors
-        dy = torch.zeros_like(z) if dy is None else dy.contiguous()
-        dz = None if dz is None else dz.contiguous()
-        dx, dresidual, dweight, dbias = add_layer_norm_backward(
-            dy, dz, z, weight, bias, mean, rstd, seed, ctx.dropout_p, ctx.backend
-        )
-        wants_weight, wants_bias = ctx.needs_input_grad[2:4]
-        dx = dresidual if seed is None else dx
-        return (
-            dx,
-            dresidual,
-            dweight if wants_weight else None,
-            dbias if wants_bias else None,
-            None,
-            None,
-            None,
-            None,
-        )
+
+def _add_keep(ctx, inputs, output):
+    _, _, weight, bias, seed, _, dropout_p, backend = inputs
+    _, residual_out, mean, rstd = output
+    ctx.save_for_backward(residual_out, weight, bias, mean, rstd, seed)
+    # The last use of the residual stream has no gradient of its own.
+    ctx.set_materialize_grads(False)
+    ctx.dropout_p, ctx.backend = dropout_p, backend
+
+
+def _add_gradients(ctx, saved, dy, dresidual_out, *_):
+    residual_out, weight, bias, mean, rstd, seed = saved
+    dy = torch.zeros_like(residual_out) if dy is None else dy.contiguous()
+    dresidual_out = None if dresidual_out is None else dresidual_out.contiguous()
+    dx, dresidual, dweight, dbias = add_layer_norm_backward(
+        dy, dresidual_out, residual_out, weight, bias, mean, rstd, seed, ctx.dropout_p, ctx.backend
+    )
+    wants_weight, wants_bias = ctx.needs_input_grad[2:4]
+    dweight, dbias = dweight if wants_weight else None, dbias if wants_bias else None
+    return dresidual if seed is None else dx, dresidual, dweight, dbias, None, None, None, None
+
+
+_layer_norm = differentiable(
+    layer_norm_forward, _keep, _gradients, reference=reference.layer_norm_forward
+)
+_add_layer_norm = differentiable(
+    add_layer_norm_forward,
+    _add_keep,
+    _add_gradients,
+    reference=reference.add_layer_norm_forward,
+    outputs=2,
+)
 
 
 # ---- public ----
@@ -199,10 +195,11 @@ def layer_norm(
             f"{tuple(input.shape)}, got {sizes}"
         )
     _check_parameters("layer_norm", sizes, weight, bias)
+    check_floating("layer_norm", "input", input)
     backend = choose("layer_norm", input, _form(input, normalized_shape, weight, bias))
     x = input.flatten(-len(sizes)).contiguous()
     weight, bias = (None if p is None else p.flatten().contiguous() for p in (weight, bias))
-    return _LayerNorm.apply(x, weight, bias, eps, backend).view(input.shape)
+    return _layer_norm(x, weight, bias, eps, backend)[0].view(input.shape)
 
 
 def add_layer_norm(
@@ -235,15 +232,16 @@ def add_layer_norm(
         )
     _check_parameters("add_layer_norm", [x.shape[-1]], weight, bias)
     check_probability("add_layer_norm", "dropout_p", dropout_p)
+    check_floating("add_layer_norm", "x", x)
     backend = choose("add_layer_norm", x, _add_form(x, residual, weight, bias))
     if dropout_p == 0:
         seed = None
     elif seed is None:
         seed = draw_seed(x.device)
     weight, bias = (None if p is None else p.contiguous() for p in (weight, bias))
-    return _AddLayerNorm.apply(
+    return _add_layer_norm(
         x.contiguous(), residual.contiguous(), weight, bias, seed, eps, dropout_p, backend
-    )
+    )[:2]
 
 
 def _check_parameters(op: str, sizes: list[int], *parameters: Tensor | None) -> None:

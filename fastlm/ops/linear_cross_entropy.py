@@ -8,14 +8,15 @@ csrc/cpu/linear_cross_entropy.cpp and linear_cross_entropy_rows.py.
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from .. import reference
 from ..backend import choose
 from . import linear_cross_entropy_rows as by_rows
 from . import linear_cross_entropy_tiles as tiles
-from .cross_entropy import as_reduction, checked_weight, denominator_of
-from .define import define, statistics_like
+from .autograd import differentiable, only_once, transforms_active
+from .cross_entropy import as_reduction, checked_weight, cross_entropy, denominator_of
+from .define import check_floating, checked_softcap, define, statistics_like
 
 # ---- implementation ----
 
@@ -84,26 +85,26 @@ linear_cross_entropy_gradients = define(
 # ---- autograd ----
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
-    """The loss of each row."""
+def _keep(ctx, inputs, output):
+    ctx.options, ctx.backend = inputs[5:-1], inputs[-1]
+    ctx.save_for_backward(*inputs[:5], output[1])
 
-    @staticmethod
-    def forward(ctx, x, linear_weight, linear_bias, target, weight, options, backend):
-        inputs = x, linear_weight, linear_bias, target, weight
-        loss, lse = linear_cross_entropy_forward(*inputs, *options, backend)
-        ctx.save_for_backward(*inputs, lse)
-        ctx.options, ctx.backend = options, backend
-        return loss
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dloss):
-        wanted = ctx.needs_input_grad[:3]
-        grads = linear_cross_entropy_backward(
-            dloss.contiguous(), *ctx.saved_tensors, *wanted, *ctx.options, ctx.backend
-        )
-        found = (g if wants else None for g, wants in zip(grads, wanted, strict=True))
-        return *found, None, None, None, None
+def _wanted_gradients(ctx, saved, dloss, _):
+    wanted = ctx.needs_input_grad[:3]
+    grads = linear_cross_entropy_backward(
+        dloss.contiguous(), *saved, *wanted, *ctx.options, ctx.backend
+    )
+    found = (g if wants else None for g, wants in zip(grads, wanted, strict=True))
+    return *found, *(None,) * 7
+
+
+_losses = differentiable(
+    linear_cross_entropy_forward,
+    _keep,
+    _wanted_gradients,
+    reference=reference.linear_cross_entropy_forward,
+)
 
 
 class _ReducedLinearCrossEntropy(torch.autograd.Function):
@@ -127,21 +128,23 @@ class _ReducedLinearCrossEntropy(torch.autograd.Function):
         return loss.sum() if denominator is None else loss.sum() / denominator
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, upstream):
-        *inputs, dloss = ctx.saved_tensors  # raises, as torch does, when the graph is freed
+        # Raises, as torch does, when the graph is freed.
+        *inputs, dloss = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:3]
         grads, ctx.grads = ctx.grads, None
-        if grads is None:
-            _, _, *grads = linear_cross_entropy_gradients(
-                dloss, *inputs, *wanted, *ctx.options, ctx.backend
-            )
-        # Looking at the value would make a GPU wait.
-        if upstream.device.type != "cpu" or upstream.item() != 1:
-            for grad in grads:
-                grad.mul_(upstream)
+        with torch.no_grad():
+            if grads is None:
+                _, _, *grads = linear_cross_entropy_gradients(
+                    dloss, *inputs, *wanted, *ctx.options, ctx.backend
+                )
+            # Looking at the value would make a GPU wait.
+            if upstream.device.type != "cpu" or upstream.item() != 1:
+                for grad in grads:
+                    grad.mul_(upstream)
         found = (g if wants else None for g, wants in zip(grads, wanted, strict=True))
-        return *found, None, None, None, None, None
+        gradients = (*found, None, None, None, None, None)
+        return only_once("linear_cross_entropy", gradients, (upstream, *inputs))
 
 
 # ---- public ----
@@ -157,6 +160,7 @@ def linear_cross_entropy(
     reduction: str = "mean",
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
+    options=None,
     lse_square_scale: float = 0.0,
     softcap: float | None = None,
 ) -> Tensor:
@@ -166,8 +170,13 @@ def linear_cross_entropy(
         input: (*, features), float32, bfloat16 or float64. linear_weight: (classes, features),
             linear_bias: (classes) or None, both of input's dtype. Under autocast all three are cast
             to its dtype, as torch.nn.functional.linear casts them.
-        target: int64 class indices of input's shape without features.
+        target: class indices (int64, int32 or uint8) of input's shape without features.
         ignore_index: None is -100.
+        options: torch's choice of chunks, a LinearCrossEntropyOptions or None; the kernels never
+            hold the logits, whatever it is.
+        As for torch's function, linear_weight may be (classes, d1, ..., features) with target
+            (rows, d1, ...), and target may be probabilities; such calls run on torch's own
+            functions and hold the logits.
         The rest is as for `cross_entropy`.
     Returns: the loss, float32 whatever input's dtype (float64 for float64); rows are 0 where
         ignored.
@@ -179,6 +188,14 @@ def linear_cross_entropy(
         dtype = torch.get_autocast_dtype(input.device.type)
         input, linear_weight = input.to(dtype), linear_weight.to(dtype)
         linear_bias = None if linear_bias is None else linear_bias.to(dtype)
+    check_floating("linear_cross_entropy", "input", input)
+    softcap = checked_softcap("linear_cross_entropy", softcap)
+    form = _form(input, linear_weight, target)
+    if form is not None:
+        return _in_torch(
+            input, linear_weight, target, linear_bias, weight, reduction, ignore_index,
+            label_smoothing, bool(lse_square_scale or softcap), form,
+        )  # fmt: skip
     _check(input, linear_weight, linear_bias, target)
     backend = choose("linear_cross_entropy", input)
     ignore_index = -100 if ignore_index is None else ignore_index
@@ -186,25 +203,27 @@ def linear_cross_entropy(
         classes = linear_weight.shape[0]
         weight = checked_weight("linear_cross_entropy", weight, classes)
         weight = weight.to(reference.accumulation_dtype(input)).contiguous()
-    x, rows = input.reshape(-1, input.shape[-1]).contiguous(), target.reshape(-1).contiguous()
-    options = (ignore_index, label_smoothing, lse_square_scale, softcap or 0.0)
+    x = input.reshape(target.numel(), input.shape[-1]).contiguous()
+    rows = target.reshape(-1).long().contiguous()
+    call = (ignore_index, label_smoothing, lse_square_scale, softcap)
     bias = None if linear_bias is None else linear_bias.contiguous()
     inputs = x, linear_weight.contiguous(), bias, rows, weight
     if reduction == "none":
-        return _LinearCrossEntropy.apply(*inputs, options, backend).view(target.shape)
+        return _losses(*inputs, *call, backend)[0].view(target.shape)
     denominator = denominator_of(rows, weight, ignore_index, reduction)
     if _gradients_now(linear_weight):
-        return _ReducedLinearCrossEntropy.apply(*inputs, denominator, options, backend)
-    losses = _LinearCrossEntropy.apply(*inputs, options, backend)
+        return _ReducedLinearCrossEntropy.apply(*inputs, denominator, call, backend)
+    losses = _losses(*inputs, *call, backend)[0]
     return losses.sum() if denominator is None else losses.sum() / denominator
 
 
 def _gradients_now(linear_weight: Tensor) -> bool:
-    """Whether forward computes the gradients. In the memory of the weight's the logits wait, so
-    without it nothing is saved. A compiler decides for itself what forward keeps.
+    """Whether forward computes the gradients. What backward needs of the logits waits in the memory
+    of the weight's gradient, so without that nothing is saved. A compiler decides for itself what
+    forward keeps, and a transform cannot take what is kept beside its outputs.
     """
     wanted = linear_weight.requires_grad and torch.is_grad_enabled()
-    return wanted and not torch.compiler.is_compiling()
+    return wanted and not torch.compiler.is_compiling() and not transforms_active()
 
 
 def _autocasts(input: Tensor) -> bool:
@@ -235,8 +254,56 @@ def _check(input, linear_weight, linear_bias, target) -> None:
             f"{op}: target: expected shape {tuple(input.shape[:-1])} for input "
             f"{tuple(input.shape)}, got {tuple(target.shape)}"
         )
-    if target.dtype != torch.int64:
-        raise RuntimeError(f"{op}: target: expected int64 class indices, got {target.dtype}")
+    if target.dtype not in (torch.int64, torch.int32, torch.uint8):
+        raise RuntimeError(
+            f"{op}: target: expected class indices of int64, int32 or uint8, got {target.dtype}"
+        )
 
 
-FORMS = {linear_cross_entropy: lambda *args, **options: None}
+def _in_torch(
+    input, linear_weight, target, linear_bias, weight, reduction, ignore_index, label_smoothing,
+    has_more_options, form,
+):  # fmt: skip
+    """The loss of calls that no kernel takes, with the logits held."""
+    op = "linear_cross_entropy"
+    if has_more_options:
+        raise ValueError(f"{op}: lse_square_scale, softcap: expected neither with {form}, got one")
+    if target.is_floating_point() and ignore_index is not None:
+        raise RuntimeError(
+            f"{op}: ignore_index: expected None with probabilities as target, got {ignore_index}"
+        )
+    if linear_weight.dim() < 2 or linear_weight.shape[-1] != input.shape[-1]:
+        raise RuntimeError(
+            f"{op}: linear_weight: expected (classes, ..., features) with input's features, "
+            f"got {tuple(linear_weight.shape)} for input {tuple(input.shape)}"
+        )
+    if linear_bias is not None and linear_bias.shape != linear_weight.shape[:-1]:
+        raise RuntimeError(
+            f"{op}: linear_bias: expected shape {tuple(linear_weight.shape[:-1])}, "
+            f"got {tuple(linear_bias.shape)}"
+        )
+    shape = (*input.shape[:-1], *linear_weight.shape[:-1])
+    if target.is_floating_point() and target.shape != shape:
+        raise RuntimeError(
+            f"{op}: target: expected class indices, or probabilities of shape {shape}, "
+            f"got {target.dtype} of shape {tuple(target.shape)}"
+        )
+    choose(op, input, form)
+    bias = None if linear_bias is None else linear_bias.flatten()
+    logits = F.linear(input, linear_weight.flatten(0, -2), bias)
+    logits = logits.to(reference.accumulation_dtype(input)).view(shape)
+    return cross_entropy(
+        logits, target, weight, ignore_index=-100 if ignore_index is None else ignore_index,
+        reduction=reduction, label_smoothing=label_smoothing,
+    )  # fmt: skip
+
+
+def _form(input, linear_weight=None, target=None, **options):
+    if target is not None and target.is_floating_point():
+        return "class-probability targets"
+    if linear_weight is not None and linear_weight.dim() > 2:
+        return "a linear_weight of more than two dimensions"
+    return None
+
+
+FORMS = {linear_cross_entropy: _form}

@@ -2,11 +2,11 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import memory, reference
 from ..backend import choose, where
-from .define import define, parameter_form, statistics_like
+from .autograd import differentiable
+from .define import check_floating, define, parameter_form, statistics_like
 
 # ---- implementation ----
 
@@ -43,20 +43,19 @@ rms_norm_backward = define(
 # ---- autograd ----
 
 
-class _RmsNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, weight, eps, backend):
-        y, rstd = rms_norm_forward(x, weight, eps, backend)
-        ctx.save_for_backward(x, weight, rstd)
-        ctx.backend = backend
-        return y
+def _keep(ctx, inputs, output):
+    x, weight, _, ctx.backend = inputs
+    ctx.save_for_backward(x, weight, output[1])
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        dx, dweight = rms_norm_backward(dy.contiguous(), *ctx.saved_tensors, ctx.backend)
-        return dx, dweight if ctx.needs_input_grad[1] else None, None, None
 
+def _gradients(ctx, saved, dy, _):
+    dx, dweight = rms_norm_backward(dy.contiguous(), *saved, ctx.backend)
+    return dx, dweight if ctx.needs_input_grad[1] else None, None, None
+
+
+_rms_norm = differentiable(
+    rms_norm_forward, _keep, _gradients, reference=reference.rms_norm_forward
+)
 
 # ---- public ----
 
@@ -87,11 +86,12 @@ def rms_norm(
         )
     if weight is not None and list(weight.shape) != sizes:
         raise RuntimeError(f"rms_norm: weight: expected shape {sizes}, got {list(weight.shape)}")
+    check_floating("rms_norm", "input", input)
     backend = choose("rms_norm", input, _form(input, normalized_shape, weight))
     x = input.flatten(-len(sizes)).contiguous()
     weight = None if weight is None else weight.flatten().contiguous()
     eps = torch.finfo(reference.accumulation_dtype(input)).eps if eps is None else eps
-    return _RmsNorm.apply(x, weight, eps, backend).view(input.shape)
+    return _rms_norm(x, weight, eps, backend)[0].view(input.shape)
 
 
 def _form(input, normalized_shape, weight=None, eps=None):

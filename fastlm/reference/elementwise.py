@@ -4,13 +4,14 @@ import torch
 from torch import Tensor
 
 from ..philox import dropout_factors
-from .precision import sum_of_rows, wide
+from .precision import accumulation_dtype, sum_of_rows, wide
 
 
 def factors_like(x: Tensor, seed: Tensor, p: float) -> Tensor:
     columns = x.shape[-1] if x.dim() else 1
     rows = x.numel() // columns if columns else 0
-    return dropout_factors(seed, torch.arange(rows, device=x.device), columns, p).view(x.shape)
+    row = torch.arange(rows, device=x.device)
+    return dropout_factors(seed, row, columns, p, accumulation_dtype(x)).view(x.shape)
 
 
 def dropout(x: Tensor, seed: Tensor, p: float) -> Tensor:

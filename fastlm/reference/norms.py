@@ -10,14 +10,16 @@ def layer_norm_forward(x, weight, bias, eps):
     """(y, mean, rstd); mean and rstd have x's shape without the last dimension."""
     full = wide(x)
     mean = full.mean(-1)
-    centered = full - mean[..., None]
+    # What the mean was rounded by is all that a constant row differs from it.
+    rest = (full - mean[..., None]).mean(-1)
+    centered = (full - mean[..., None]) - rest[..., None]
     rstd = (centered.square().mean(-1) + eps).rsqrt()
     y = centered * rstd[..., None]
     if weight is not None:
         y = y * weight
     if bias is not None:
         y = y + bias
-    return y.to(x.dtype), mean, rstd
+    return y.to(x.dtype), mean + rest, rstd
 
 
 def _layer_norm_grads(dy, x, weight, mean, rstd):

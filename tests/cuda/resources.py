@@ -52,7 +52,8 @@ def readable(mangled):
     types = {"f": "float", "6__half": "half", "13__nv_bfloat16": "bfloat16", "t": "u16", "j": "u32"}
     kind, _, values = arguments[1].partition("L")
     numbers = re.findall(r"i(\d+)", values)
-    flags = {"1": ["dropout"]}.get("".join(re.findall(r"b([01])", values)), [])
+    flag = "dropout" if "hopper" in name else "bias"
+    flags = {"1": [flag]}.get("".join(re.findall(r"b([01])", values)), [])
     return f"{name}<{', '.join([types[kind], *numbers, *flags])}>"
 
 

@@ -49,9 +49,10 @@ def test_row_that_is_too_long(kernels):
 @pytest.mark.parametrize("queries", [3, 70], ids=["decoding", "blocks"])
 def test_head_dim_that_is_too_wide(kernels, queries):
     q, k = torch.zeros(1, queries, 1, 264), torch.zeros(1, 70, 1, 264)
-    options = kernels.AttentionOptions(None, None, None, None, 0, 0, 1.0, 0.0, -1, -1, 0.0)
-    with pytest.raises(ValueError, match="head_dim of at most 256, got 264"):
-        kernels.attention_forward(q, torch.zeros(1, 1, queries), q, k, k, options, 0)
+    options = kernels.AttentionOptions(*[None] * 6, 0, 0, 1.0, 0.0, -1, -1, 0.0)
+    lse = torch.zeros(1, 1, queries, dtype=torch.float64)
+    with pytest.raises(ValueError, match="head_dim: expected at most 256 for CUDA, got 264"):
+        kernels.attention_forward(q, lse, q, k, k, options, 0)
 
 
 def test_target_that_is_no_class_gives_nan():

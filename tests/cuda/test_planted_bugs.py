@@ -34,8 +34,8 @@ def cross_entropy(module):
 def attention(module):
     """o, of three tiles of keys, the last of them ragged."""
     q, k, v = (torch.randn(1, 150, 1, 64).to(BF16) for _ in range(3))
-    o, lse = torch.empty_like(q), torch.empty(1, 1, 150)
-    options = module.AttentionOptions(None, None, None, None, 0, 0, 0.125, 0.0, -1, 0, 0.0)
+    o, lse = torch.empty_like(q), torch.empty(1, 1, 150, dtype=torch.float64)
+    options = module.AttentionOptions(*[None] * 6, 0, 0, 0.125, 0.0, -1, 0, 0.0)
     module.attention_forward(o, lse, q, k, v, options, 0)
     heads_first = (t.float().transpose(1, 2) for t in (q, k, v))
     truth = torch.nn.functional.scaled_dot_product_attention(*heads_first, is_causal=True)

@@ -107,21 +107,25 @@ def _cross_entropy(dtype, smoothing=0.0):
     cross_entropy.cross_entropy_backward(logits, loss, logits, target, None, lse, *options, 0)
 
 
-def _attention(dtype, head_dim, softcap=0.0, queries=256):
+def _attention(dtype, head_dim, softcap=0.0, queries=256, bias=False):
     q = torch.zeros(1, queries, 2, head_dim, dtype=dtype)
-    k, lse = torch.zeros(1, 256, 2, head_dim, dtype=dtype), torch.zeros(1, 2, queries)
+    k = torch.zeros(1, 256, 2, head_dim, dtype=dtype)
+    lse = torch.zeros(1, 2, queries, dtype=torch.float64)
     seed = torch.tensor([1]) if softcap else None
     options = attention.AttentionOptions(
-        None, None, None, seed, 0, 0, 0.125, softcap, -1, 0, 0.1 if softcap else 0.0
-    )
+        None, None, None, torch.zeros(1, 2, 256, 256, dtype=dtype) if bias else None,
+        torch.zeros(2) if bias else None, seed, 0, 0, 0.125, softcap, -1, 0,
+        0.1 if softcap else 0.0,
+    )  # fmt: skip
     attention.attention_forward(q, lse, q, k, k, options, 0)
     if queries == 256:
-        attention.attention_backward(q, k, k, q, q, k, k, q, lse, options, 0)
+        attention.attention_backward(q, k, k, q, None, q, k, k, q, lse, options, 0)
 
 
 def _attention_hopper(dtype, head_dim):
-    q, lse = torch.zeros(1, 256, 2, head_dim, dtype=dtype), torch.zeros(1, 2, 256)
-    options = attention.AttentionOptions(None, None, None, None, 0, 0, 0.125, 0.0, -1, 0, 0.0)
+    q = torch.zeros(1, 256, 2, head_dim, dtype=dtype)
+    lse = torch.zeros(1, 2, 256, dtype=torch.float64)
+    options = attention.AttentionOptions(*[None] * 6, 0, 0, 0.125, 0.0, -1, 0, 0.0)
     attention_hopper.attention_forward(q, lse, q, q, q, options, 0)
 
 
@@ -145,6 +149,8 @@ CALLS = {
     "attention, head_dim 64, softcap, dropout": lambda dtype: _attention(dtype, 64, 30.0),
     "attention, head_dim 128, softcap, dropout": lambda dtype: _attention(dtype, 128, 30.0),
     "attention, head_dim 256, softcap, dropout": lambda dtype: _attention(dtype, 256, 30.0),
+    "attention, head_dim 64, bias": lambda dtype: _attention(dtype, 64, bias=True),
+    "attention, head_dim 128, bias": lambda dtype: _attention(dtype, 128, bias=True),
     "attention, decoding": _decoding,
     "attention for Hopper, head_dim 64": lambda dtype: _attention_hopper(dtype, 64),
     "attention for Hopper, head_dim 128": lambda dtype: _attention_hopper(dtype, 128),

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from argparse import SUPPRESS, ArgumentParser, Namespace
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -68,12 +69,7 @@ def start(given: dict) -> Trainer:
     CheckpointError or ValueError: what `fastlm train` prints.
     """
     resumed = given.get("resume") is not None
-    out_dir = Path(given["resume"] if resumed else given.get("out_dir", OUT_DIR))
-    if resumed and Path(given.get("out_dir", out_dir)) != out_dir:
-        raise ValueError(
-            f"train: out_dir: expected none with --resume {out_dir}, which is that folder, got "
-            f"{given['out_dir']!r}"
-        )
+    out_dir = _out_dir(given, resumed)
     wanted = settings.merged(given, _settings_of(out_dir) if resumed else {})
     what = settings.take(ModelSettings, wanted)
     how = settings.take(TrainingConfig, wanted)
@@ -84,7 +80,8 @@ def start(given: dict) -> Trainer:
             settings.refuse_foreign_files(out_dir, wanted)
         lock.hold(out_dir)
     try:
-        with exit_on_sigterm():
+        # The others write nothing, and wait where Python cannot act on a signal.
+        with exit_on_sigterm() if world.leads else nullcontext():
             previous = _previous(out_dir, resumed, wanted)
             if world.leads:
                 for folder in (out_dir, *_written_to(what, out_dir)):
@@ -103,6 +100,16 @@ def start(given: dict) -> Trainer:
         lock.release(out_dir)
         raise
     return trainer
+
+
+def _out_dir(given: dict, resumed: bool) -> Path:
+    out_dir = Path(given["resume"] if resumed else given.get("out_dir", OUT_DIR))
+    if resumed and Path(given.get("out_dir", out_dir)) != out_dir:
+        raise ValueError(
+            f"train: out_dir: expected none with --resume {out_dir}, which is that folder, got "
+            f"{given['out_dir']!r}"
+        )
+    return out_dir
 
 
 def _settings_of(out_dir: Path) -> dict:

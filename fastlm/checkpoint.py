@@ -1,24 +1,20 @@
 """Models on disk: Hugging Face's folder of config.json and model.safetensors, or its shards.
 
-Every file is written under a temporary name beside its place and renamed when it is whole, so a
-crash or a full disk leaves what was there before.
+A crash or a full disk leaves every file as it was before.
 """
 
 import json
-import os
-import pickle
 import re
-import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .files import replacing, write_text
 from .hub import Source
 
 WEIGHTS, OLD_WEIGHTS, CONFIG = "model.safetensors", "pytorch_model.bin", "config.json"
@@ -30,41 +26,6 @@ CAUSAL_MASKS = (".attn.bias", ".attn.masked_bias")  # constants that old checkpo
 
 class CheckpointError(ValueError):
     """A file that is damaged, or that does not fit the model; the message names what."""
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path; when the block ends well its file takes the place of `path`.
-
-    When it does not, the temporary file is removed and `path` stays as it was. A failure to write
-    is an OSError that names `path`.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    os.fchmod(handle, 0o666 & ~_umask())
-    os.close(handle)
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"{path}: could not be written and is as it was before: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def write_text(path: str | Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def save_model(model, folder: str | Path, max_shard_size: int | str = "50GB") -> None:
@@ -177,15 +138,28 @@ def _read(source: Source, use_safetensors: bool | None) -> tuple[Path, dict[str,
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, or of a .bin, of which tensors alone are unpickled."""
+    if path.suffix == ".bin":
+        return unpickled(path, "file of tensors alone")
     try:
-        if path.suffix == ".bin":
-            return torch.load(path, map_location="cpu", weights_only=True)
         return load_file(path)
     except SafetensorError as error:
-        reason = f"not a whole safetensors file ({error}); copy or download it again"
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = f"not a whole file of tensors alone ({str(error).splitlines()[0]})"
-    raise CheckpointError(f"{path}: {reason}")
+        raise CheckpointError(
+            f"{path}: not a whole safetensors file ({error}); copy or download it again"
+        ) from error
+
+
+def unpickled(path: Path, what: str) -> Any:
+    """What torch.save wrote, without running code: tensors, numbers, text, lists and dicts.
+
+    Raises CheckpointError, saying that it is not a whole `what`, where the file is anything else.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # damaged bytes may raise anything
+        reason = (str(error).splitlines() or [repr(error)])[0]
+        raise CheckpointError(f"{path}: not a whole {what} ({reason})") from error
 
 
 def _rename(tensors: dict[str, Tensor], model) -> dict[str, Tensor]:

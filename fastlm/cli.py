@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from .generation import command as generate
@@ -13,7 +14,7 @@ from .training import command as train
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; its exit status. What the user can mend is said in one line."""
+    """Runs one command; its exit status."""
     parser = argparse.ArgumentParser(
         prog="fastlm",
         description="A GPT that trains and generates on fused kernels. Without a command: info.",
@@ -34,8 +35,13 @@ def main(argv: list[str] | None = None) -> int:
     if rest and command is not bench:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.rest = rest
+    return reported(lambda: command(args))
+
+
+def reported(command: Callable[[], int]) -> int:
+    """The exit status of a command; what the user can mend is said in one line."""
     try:
-        status = command(args)
+        status = command()
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # who read the output has gone, as `head` does
@@ -43,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         return 130  # the shell's status for an interrupted command
-    except (OSError, ValueError, IndexError) as error:
+    except (OSError, ValueError, IndexError, FloatingPointError) as error:
         print(f"fastlm: error: {error}", file=sys.stderr)
         return 1
 

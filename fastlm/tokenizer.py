@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, models, trainers
 
-from .checkpoint import write_text
+from .files import write_text
 from .hub import Source
 from .text import read_text
 from .vocabulary import (

@@ -2,6 +2,7 @@
 
 import contextlib
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,20 @@ from fastlm.backend import KERNELS
 _KERNELS = {kernel.name: kernel for kernels in KERNELS.values() for kernel in kernels}
 CPP = [f"cpp-{isa}" for isa in _cpu.available_isas()]
 GPU = [name for name in _KERNELS if name in ("cuda", "triton")]
+
+
+WORDS = ["alpha ", "beta ", "gamma ", "delta ", "the end.\n"]
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory):
+    """30 kB in three files, of words in random order: what can be learnt is how words are spelt."""
+    folder = tmp_path_factory.mktemp("text")
+    random = np.random.default_rng(0)
+    for number in range(3):
+        words = random.choice(WORDS, 1500)
+        (folder / f"{number}.txt").write_text("".join(words), encoding="utf-8")
+    return folder
 
 
 @pytest.fixture(autouse=True)

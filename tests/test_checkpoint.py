@@ -5,7 +5,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from fastlm.checkpoint import CheckpointError, replacing
+from fastlm.checkpoint import CheckpointError
+from fastlm.files import replacing
 from fastlm.models import GPT2Config, GPT2LMHeadModel, GPT2Model
 
 SHAPE = {"vocab_size": 101, "n_positions": 32, "n_embd": 48, "n_layer": 3, "n_head": 4}

@@ -11,47 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from runs import SETTINGS, assert_same_bits, new_run, weights
 
 from fastlm.checkpoint import CheckpointError
 from fastlm.models import GPT2Config, GPT2LMHeadModel
 from fastlm.tokenizer import GPT2Tokenizer
-from fastlm.training import TokenData, Trainer, TrainingConfig, checkpoint
+from fastlm.training import TokenData, Trainer, TrainingConfig, checkpoint, lock
 from fastlm.training.command import start
 from fastlm.training.log import read
-
-WORDS = ["alpha ", "beta ", "gamma ", "delta ", "the end.\n"]
-
-
-@pytest.fixture(scope="module")
-def text_folder(tmp_path_factory):
-    """30 kB in three files, of words in random order: what can be learnt is how words are spelt."""
-    folder = tmp_path_factory.mktemp("text")
-    random = np.random.default_rng(0)
-    for number in range(3):
-        words = random.choice(WORDS, 1500)
-        (folder / f"{number}.txt").write_text("".join(words), encoding="utf-8")
-    return folder
-
-
-SETTINGS = {
-    "tokenizer": "train", "vocab_size": 270, "n_layer": 2, "n_head": 2, "n_embd": 16,
-    "seq_len": 16, "batch_size": 4, "accumulate": 2, "steps": 10, "warmup_steps": 3,
-    "learning_rate": 1e-2, "eval_every": 5, "eval_batches": 2, "sample_every": 0, "save_every": 5,
-}  # fmt: skip
-
-
-def new_run(text_folder, out_dir, **settings):
-    return start({**SETTINGS, "data": [str(text_folder)], "out_dir": str(out_dir), **settings})
-
-
-def weights(trainer):
-    return trainer.model.state_dict()
-
-
-def assert_same_bits(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert a[name].equal(b[name]), name
+from fastlm.training.settings import OF_A_NEW_MODEL
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -161,7 +129,9 @@ def test_init_from_continues_the_weights_not_the_run(text_folder, tmp_path):
     first = new_run(text_folder, tmp_path / "a")
     first.train_step()
     folder = first.save()
-    tuned = new_run(text_folder, tmp_path / "b", init_from=str(folder))
+    settings = {name: value for name, value in SETTINGS.items() if name not in OF_A_NEW_MODEL}
+    settings |= {"init_from": str(folder), "data": [str(text_folder)]}
+    tuned = start({**settings, "out_dir": str(tmp_path / "b")})
     assert tuned.step == 0
     assert_same_bits(weights(first), weights(tuned))
     assert tuned.tokenizer.get_vocab() == first.tokenizer.get_vocab()
@@ -170,10 +140,10 @@ def test_init_from_continues_the_weights_not_the_run(text_folder, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"steps": 0}, "steps: got 0, accepted is >= 1"),
-        ({"clip": -1.0}, "clip: got -1.0"),
-        ({"beta2": 1.0}, "beta2: got 1.0"),
-        ({"dtype": "float16"}, "dtype: got 'float16', accepted is float32 or bfloat16"),
+        ({"steps": 0}, "steps: expected >= 1, got 0"),
+        ({"clip": -1.0}, "clip: expected >= 0, got -1.0"),
+        ({"beta2": 1.0}, "beta2: expected 0 <= beta < 1, got 1.0"),
+        ({"dtype": "float16"}, "dtype: expected float32 or bfloat16, got 'float16'"),
     ],
 )
 def test_impossible_settings_are_named(settings, named):
@@ -184,7 +154,8 @@ def test_impossible_settings_are_named(settings, named):
 def test_sequence_longer_than_the_model_is_named(text_folder, tmp_path):
     folder = new_run(text_folder, tmp_path / "a").save()
     with pytest.raises(ValueError, match=r"seq_len: got 32.*n_positions = 16"):
-        new_run(text_folder, tmp_path / "b", init_from=str(folder), seq_len=32)
+        start({"data": [str(text_folder)], "out_dir": str(tmp_path / "b"), "seq_len": 32,
+               "init_from": str(folder)})  # fmt: skip
 
 
 def test_resuming_on_other_text_is_named(tmp_path):
@@ -197,7 +168,7 @@ def test_resuming_on_other_text_is_named(tmp_path):
 
 
 def test_no_text_is_named(tmp_path):
-    with pytest.raises(ValueError, match="data: got nothing"):
+    with pytest.raises(ValueError, match="data: expected text files and folders, got nothing"):
         start({**SETTINGS, "out_dir": str(tmp_path)})
 
 
@@ -231,6 +202,7 @@ def test_full_disk_keeps_the_last_checkpoint(text_folder, tmp_path, cut):
     run.train_step()
     folder = run.save()
     limit = (folder / cut).stat().st_size - 1
+    lock.release(tmp_path)
     result = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path), str(limit)],
         capture_output=True, text=True, check=True,

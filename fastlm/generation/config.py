@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import write_text
+from ..files import write_text
 from ..hub import Source
 
 FILE = "generation_config.json"

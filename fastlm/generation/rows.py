@@ -154,7 +154,7 @@ def new_tokens(config: GenerationConfig, base: Tensor, real: Tensor, n_positions
     if config.context == "error" and (fewest < 1 or longest > n_positions):
         raise ValueError(
             f"generate: got a prompt of {int(real.max())} and {int(wanted.max())} new tokens, "
-            f"accepted are at most n_positions = {n_positions} in all (or context='slide', which "
-            "forgets the oldest tokens)"
+            f"accepted are at most n_positions = {n_positions} in all (or context='slide', "
+            "--context slide, which forgets the oldest tokens)"
         )
     return wanted

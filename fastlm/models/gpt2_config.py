@@ -5,6 +5,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
 from .. import checkpoint
+from ..files import write_text
 from ..hub import Source
 
 # The names activation functions have in config.json, and the `approximate` that each is of GELU.
@@ -136,7 +137,7 @@ class GPT2Config:
         return checkpoint.load_config(cls, Source(pretrained_model_name_or_path, **options))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        checkpoint.write_text(Path(folder) / checkpoint.CONFIG, self.to_json())
+        write_text(Path(folder) / checkpoint.CONFIG, self.to_json())
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2) + "\n"

@@ -4,17 +4,29 @@
 state beside the model. It is written under another name and renamed, so it is whole if it is there.
 """
 
-import os
-import shutil
-import tempfile
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..checkpoint import CheckpointError, replacing
+from ..checkpoint import CheckpointError, unpickled
+from ..files import remove_folder, replacing, replacing_folder
 
 STATE = "training_state.pt"
+NAME = re.compile("step-[0-9]{8}")
+ENTRIES: dict[str, Any] = {
+    "optimizer": dict,
+    "step": int,
+    "position": int,
+    "tokens": int,
+    "seconds": float,
+    "text": str,
+    "recent": torch.Tensor,
+    "samples": int | None,
+}
 
 
 def save(out_dir: Path, step: int, model, tokenizer, state: dict[str, Any], keep: int) -> Path:
@@ -23,22 +35,32 @@ def save(out_dir: Path, step: int, model, tokenizer, state: dict[str, Any], keep
     Raises OSError, naming the folder, where it cannot be written; no older one is lost then.
     """
     folder = out_dir / "checkpoints" / f"step-{step:08d}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with replacing_folder(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         _write_state(state, temporary / STATE)
-        os.chmod(temporary, 0o755)  # mkdtemp's folders are closed to others
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(temporary, folder)
-    except OSError as error:
-        raise OSError(f"{folder}: the checkpoint could not be written: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     for old in every(out_dir)[:-keep]:
-        shutil.rmtree(old)
+        if not old.is_symlink():  # to one that the user has moved
+            remove_folder(old)
     return folder
+
+
+@contextmanager
+def saved_if_writing_fails(save: Callable[[], Path], out_dir: Path) -> Iterator[None]:
+    """Calls `save` on an OSError: a log that cannot be written must not cost the steps since."""
+    try:
+        yield
+    except BrokenPipeError:  # of the terminal; the command tells it from a file's failure
+        save()
+        raise
+    except OSError as error:
+        try:
+            folder = save()
+        except OSError as second:
+            raise OSError(f"{error}; then {second}") from error
+        raise OSError(
+            f"{error}; saved {folder}: go on with: fastlm train --resume {out_dir}"
+        ) from error
 
 
 def _write_state(state: dict[str, Any], path: Path) -> None:
@@ -50,8 +72,9 @@ def _write_state(state: dict[str, Any], path: Path) -> None:
 
 
 def every(out_dir: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    return sorted((out_dir / "checkpoints").glob("step-*"))
+    """The checkpoints of a run, oldest first; a folder with any other name is not ours."""
+    folders = (out_dir / "checkpoints").glob("step-*")
+    return sorted(each for each in folders if NAME.fullmatch(each.name) and each.is_dir())
 
 
 def newest(folder: str | Path) -> Path:
@@ -61,11 +84,26 @@ def newest(folder: str | Path) -> Path:
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """What `save` was given as `state`; CheckpointError where the file is damaged."""
+    """What `save` was given as `state`; CheckpointError, naming the entry, for anything else."""
     path = folder / STATE
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; accepted is a checkpoint of a training run")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a whole training state: {error}") from error
+    state = unpickled(path, "training state")
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: not a whole training state (a {type(state).__name__})")
+    # Checkpoints did not always have these.
+    state = {"text": "", "recent": torch.empty(0, 2), "samples": None, **state}
+    for name, kind in ENTRIES.items():
+        value = state.get(name)
+        if not isinstance(value, kind):
+            raise CheckpointError(
+                f"{path}: {name}: expected {getattr(kind, '__name__', kind)}, got "
+                f"{type(value).__name__}"
+            )
+        if isinstance(value, int | float) and not value >= 0:
+            raise CheckpointError(f"{path}: {name}: expected >= 0, got {value}")
+    if state["recent"].shape[1:] != (2,):
+        raise CheckpointError(
+            f"{path}: recent: expected shape (steps, 2), got {tuple(state['recent'].shape)}"
+        )
+    return state

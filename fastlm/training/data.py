@@ -2,9 +2,6 @@
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -15,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..checkpoint import write_text
+from ..files import replacing_folder, write_text
 from ..text import TextError, documents, split
 from ..tokenizer import GPT2Tokenizer
 
@@ -24,10 +21,14 @@ DOCUMENTS_AT_ONCE = 64  # tokenised in parallel
 
 @dataclass
 class TokenData:
-    """Training and validation tokens, uint16 or uint32, memory-mapped."""
+    """Training and validation tokens, uint16 or uint32, memory-mapped.
+
+    text: differs where the texts, the tokenizer or the split do; empty if that is not known.
+    """
 
     train: np.ndarray
     validation: np.ndarray
+    text: str = ""
 
 
 def training_texts(files: list[Path], validation: float) -> Iterator[str]:
@@ -48,9 +49,10 @@ def tokenize(
     if not folder.is_dir():
         _write_tokens(files, tokenizer, folder, validation)
     description = json.loads((folder / "tokens.json").read_text(encoding="utf-8"))
-    return TokenData(
-        *(_map(folder / f"{part}.bin", description["dtype"]) for part in ("train", "validation"))
+    train, held_out = (
+        _map(folder / f"{part}.bin", description["dtype"]) for part in ("train", "validation")
     )
+    return TokenData(train, held_out, text=folder.name)
 
 
 def _map(path: Path, dtype: str) -> np.ndarray:
@@ -71,22 +73,16 @@ def _fingerprint(files: list[Path], tokenizer: GPT2Tokenizer, validation: float)
 
 
 def _write_tokens(files, tokenizer, folder: Path, validation: float) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
     dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        with (
-            open(temporary / "train.bin", "wb") as train,
-            open(temporary / "validation.bin", "wb") as held_out,
-        ):
-            for tokens, is_validation in _encode(files, tokenizer, validation):
-                (held_out if is_validation else train).write(np.array(tokens, dtype).tobytes())
+    # Another run that shares the cache may prepare the same text: the first to finish wins.
+    with (
+        replacing_folder(folder, keep_existing=True) as temporary,
+        open(temporary / "train.bin", "wb") as train,
+        open(temporary / "validation.bin", "wb") as held_out,
+    ):
+        for tokens, is_validation in _encode(files, tokenizer, validation):
+            (held_out if is_validation else train).write(np.array(tokens, dtype).tobytes())
         write_text(temporary / "tokens.json", json.dumps({"dtype": np.dtype(dtype).name}))
-        os.rename(temporary, folder)
-    except OSError as error:
-        raise OSError(f"{folder}: the tokens could not be written: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _encode(files, tokenizer, validation: float) -> Iterator[tuple[list[int], bool]]:

@@ -10,7 +10,8 @@ import sysconfig
 from pathlib import Path
 from pydoc_data import topics
 
-from ..checkpoint import write_text
+from ..cli import reported
+from ..files import write_text
 from . import checkpoint
 from .bigram import Bigram
 from .command import start
@@ -29,7 +30,6 @@ SETTINGS = {
     "batch_size": 8,
     "learning_rate": 2e-3,
     "min_learning_rate": 1e-4,
-    "warmup_steps": 100,
     "eval_every": 150,
     "sample_every": 0,
     "save_every": 500,
@@ -81,4 +81,4 @@ def _text(out_dir: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(reported(main))

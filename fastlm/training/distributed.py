@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from ..devices import find_device
+
 
 @dataclass(frozen=True)
 class World:
@@ -21,9 +23,10 @@ class World:
     def join(cls, device: str) -> "World":
         """Joins torchrun's processes, where there are any (it sets RANK and WORLD_SIZE)."""
         if "RANK" not in os.environ:
+            find_device(device, "train")
             return cls()
         if device == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(find_device(f"cuda:{os.environ['LOCAL_RANK']}", "train"))
         if not dist.is_initialized():
             dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
         return cls(dist.get_rank(), dist.get_world_size())

@@ -1,6 +1,9 @@
 """The training loop."""
 
+import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +11,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..devices import find_device
 from ..models import GPT2LMHeadModel
 from ..tokenizer import GPT2Tokenizer
-from . import checkpoint, log
+from . import checkpoint, lock, log
 from .config import TrainingConfig
 from .data import TokenData, Windows, validation_batches
 from .distributed import World
+from .finite import diverged, first_not_finite, read_recent
 from .memory import keep_freed_memory
-from .optimizer import learning_rate, make_optimizer, set_learning_rate
+from .optimizer import learning_rate, load_moments, make_optimizer, set_learning_rate
 from .signals import stop_on_signal
 
 LOG_EVERY = 10  # steps; reading a loss waits for the device
@@ -41,14 +46,17 @@ class Trainer:
     ):
         self.config, self.tokenizer, self.data, self.out_dir = config, tokenizer, data, out_dir
         self.world = world or World()
-        self.device = torch.device(config.device)
+        self.device = find_device(config.device, "train")
         self.model = model.to(self.device)
         self.parallel_model = self.world.wrap(self.model)
         self.optimizer = make_optimizer(self.model, config)
         self.windows = Windows(data.train, config.seq_len, config.seed)
         self.step = 0
         self.position = 0  # windows taken, by all processes
-        self.seconds = 0.0
+        self.seconds = 0.0  # of training, without evaluations, samples and checkpoints
+        # Loss and gradient norm, (2,), of each step since the last row of the log.
+        self.recent: list[Tensor] = []
+        self.log, self.samples = log.Log(out_dir / log.LOG), log.Samples(out_dir / log.SAMPLES)
         self.baselines: dict[str, float] = {}  # drawn into the plot
         if config.seq_len > model.config.n_positions:
             raise ValueError(
@@ -59,49 +67,82 @@ class Trainer:
     def restore(self, folder: Path) -> None:
         """Takes up the state that `save` wrote to `folder`; the caller loads the weights."""
         state = checkpoint.load_state(folder)
-        if state["tokens"] != len(self.data.train):
+        tokens, text = len(self.data.train), self.data.text
+        if state["tokens"] != tokens or (text and state["text"] not in ("", text)):
             raise ValueError(
-                f"train: {folder} was trained on {state['tokens']} tokens, now the text gives "
-                f"{len(self.data.train)}: it has changed, so the run cannot go on; start another "
-                "with --init-from"
+                f"train: data: expected the text that {folder} was trained on, "
+                f"{state['tokens']} tokens, got other text, {tokens} tokens: it has changed, so "
+                "the run cannot go on; start another with --init-from"
             )
-        self.optimizer.load_state_dict(state["optimizer"])
+        if state["step"] > self.config.steps:
+            raise ValueError(
+                f"train: steps: expected at least {state['step']}, which {folder} has done, got "
+                f"{self.config.steps}"
+            )
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        ordered = [names[id(p)] for group in self.optimizer.param_groups for p in group["params"]]
+        load_moments(self.optimizer, ordered, state["optimizer"], str(folder / checkpoint.STATE))
         self.step, self.position = state["step"], state["position"]
-        self.seconds = state["seconds"]
+        self.seconds, self.samples.size = state["seconds"], state["samples"]
+        self.recent = list(state["recent"].to(self.device))
 
     def save(self) -> Path:
+        """Writes a checkpoint; FloatingPointError, and none, where a number is not finite."""
+        recent = read_recent(self.recent, self.step, self.out_dir)
+        optimizer = self.optimizer.state_dict()
+        tensors = dict(self.model.state_dict())
+        for number, entries in optimizer["state"].items():
+            tensors |= {f"{name} of parameter {number}": entries[name] for name in entries}
+        wrong = first_not_finite(tensors)
+        if wrong is not None:
+            raise diverged(f"{wrong} holds inf or nan", self.step, self.out_dir)
         state = {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "step": self.step,
             "position": self.position,
             "seconds": self.seconds,
             "tokens": len(self.data.train),
+            "text": self.data.text,
+            "recent": recent,
+            "samples": self.samples.size,
         }
         return checkpoint.save(
             self.out_dir, self.step, self.model, self.tokenizer, state, self.config.keep
         )
 
     def run(self) -> bool:
-        """Trains to the last step; False where Ctrl-C stopped it, with a checkpoint written."""
+        """Trains to the last step; False where Ctrl-C stopped it, with a checkpoint written.
+
+        Raises FloatingPointError for a loss, gradient or weight that is not finite, OSError for a
+        file that cannot be written, and ValueError where another process trains in the folder.
+        """
         if self.device.type == "cpu":
             keep_freed_memory()
-        records = log.Log(self.out_dir / "log.csv", self.step) if self.world.leads else None
-        stopped = False
-        with stop_on_signal() as stop, self._bar() as bar:
-            losses: list[Tensor] = []
-            mark = time.perf_counter(), self.position
+        with self._alone(), stop_on_signal() as stop, self._bar() as bar:
+            if self.world.leads:
+                self.log.begin(self.step)
+                self.samples.begin()
+            stopped = False
+            self._row_began = self.seconds, self.position
+            if self.recent and self._records():  # the row that a full disk did not take
+                self._record(bar, read_recent(self.recent, self.step, self.out_dir))
+            self._clock = time.perf_counter()
             while self.step < self.config.steps and not stopped:
                 loss, norm = self.train_step()
-                losses.append(loss)
+                self.recent.append(torch.stack([loss, norm]))
                 bar.update()
                 stopped = self.world.sum(stop.requested, self.device) > 0
-                last = stopped or self.step == self.config.steps
-                if self.step % LOG_EVERY == 0 or last or self._due("eval_every"):
-                    self._record(bar, records, losses, norm, mark)
-                    losses, mark = [], (time.perf_counter(), self.position)
-                if self.world.leads and (last or self._due("save_every")):
-                    self.save()
+                self._after_step(bar, stopped)
         return not stopped
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if self.world.leads:
+            lock.hold(self.out_dir)
+        try:
+            yield
+        finally:
+            lock.release(self.out_dir)
 
     def train_step(self) -> tuple[Tensor, Tensor]:
         """One optimiser step; (loss, gradient norm) as tensors, not yet waited for."""
@@ -194,41 +235,57 @@ class Trainer:
             dynamic_ncols=True,
         )
 
-    def _record(self, bar, records, losses, norm, mark) -> None:
-        """Reads the losses since the last record, and shows and writes what is due."""
-        began, position = mark
-        train_loss = torch.stack(losses).mean().item()
-        elapsed = time.perf_counter() - began
-        speed = (self.position - position) * self.config.seq_len / elapsed
-        self.seconds += elapsed
-        if not self.world.leads:
+    def _records(self) -> bool:
+        """Whether the log has a row for this step; it has the same ones however a run is cut."""
+        last = self.step == self.config.steps
+        return last or self.step % LOG_EVERY == 0 or self._due("eval_every")
+
+    def _after_step(self, bar, stopped: bool) -> None:
+        """Reads the losses, and shows and writes what is due."""
+        record, sample = self._records(), self._due("sample_every")
+        save = stopped or self.step == self.config.steps or self._due("save_every")
+        if not (record or sample or save):
             return
-        validation = self._evaluate_if_due()
-        records.write(
-            step=self.step,
-            tokens=self.position * self.config.seq_len,
-            train_loss=f"{train_loss:.6f}",
-            validation_loss=validation,
-            learning_rate=f"{learning_rate(self.step - 1, self.config):.3e}",
-            gradient_norm=f"{norm.item():.4f}",
-            tokens_per_second=round(speed),
-            seconds=f"{self.seconds:.1f}",
-        )
+        recent = read_recent(self.recent, self.step, self.out_dir)
+        self.seconds += time.perf_counter() - self._clock
+        with checkpoint.saved_if_writing_fails(self.save, self.out_dir):
+            if record:
+                self._record(bar, recent)
+            if sample and self.world.leads:
+                bar.write(self.samples.write(self.step, self.sample()))
+        if save and self.world.leads:
+            self.save()
+        self._clock = time.perf_counter()
+
+    def _record(self, bar, recent: Tensor) -> None:
+        """Adds a row to the log, and draws the plot where there is a new validation loss."""
+        seconds, position = self._row_began
+        elapsed, windows = self.seconds - seconds, self.position - position
+        speed = windows * self.config.seq_len / elapsed if elapsed else 0.0
+        validation = self._evaluate_if_due() if self.world.leads else ""
+        train_loss, norm = recent[:, 0].mean().item(), recent[-1, 1].item()
+        if self.world.leads:
+            self.log.write(
+                step=self.step,
+                tokens=self.position * self.config.seq_len,
+                train_loss=f"{train_loss:.6f}",
+                validation_loss=validation,
+                learning_rate=f"{learning_rate(self.step - 1, self.config):.3e}",
+                gradient_norm=f"{norm:.4f}",
+                tokens_per_second=round(speed),
+                seconds=f"{self.seconds:.1f}",
+            )
+        self.recent, self._row_began = [], (self.seconds, self.position)
         shown = {"loss": f"{train_loss:.3f}", "tokens/s": f"{speed:,.0f}"}
         bar.set_postfix(shown | ({"val": validation[:5]} if validation else {}))
         if validation and log.can_plot():
-            log.plot(self.out_dir / "log.csv", self.out_dir / "loss.png", self.baselines)
-        if self._due("sample_every"):
-            self._show_sample(bar)
+            log.plot(self.log.path, self.out_dir / log.PLOT, self.baselines)
 
     def _evaluate_if_due(self) -> str:
         due = self._due("eval_every") or self.step == self.config.steps
         if not due or len(self.data.validation) <= self.config.seq_len:
             return ""
-        return f"{self.evaluate(self.config.eval_batches):.6f}"
-
-    def _show_sample(self, bar) -> None:
-        text = f"--- step {self.step}\n{self.sample()}\n"
-        with open(self.out_dir / "samples.txt", "a", encoding="utf-8") as file:
-            file.write(text)
-        bar.write(text)
+        loss = self.evaluate(self.config.eval_batches)
+        if not math.isfinite(loss):
+            raise diverged(f"the validation loss is {loss}", self.step, self.out_dir)
+        return f"{loss:.6f}"

@@ -102,7 +102,9 @@ struct ThreadState : Thread {
   std::vector<uint32_t> copy_groups;     // ends of the committed groups in `copies`
   std::vector<SharedVariable> unfenced;  // written through the generic proxy, no proxy fence yet
   Clock clock;                           // what happened before now, as far as this thread knows
-  Clock fence, block_fence, acquired;    // what its fences publish, and will make it know
+  // kRelease after a fence and up to the next weak write: a volatile write is then a flag. With
+  // kBlockScope it is one for the own block alone.
+  uint32_t flags;
 };
 
 struct BlockState : Block {

@@ -1,5 +1,6 @@
 #include "observer.h"
 
+#include <algorithm>
 #include <cstdio>
 
 #include "counters.h"
@@ -9,6 +10,17 @@ namespace {
 
 enum ByteState : uint8_t { kOutside, kUnwritten, kWritten, kCopying };
 constexpr uint64_t kPageBytes = 4096, kGranuleBytes = 2;
+
+// Whether the two are made for use by threads that are not ordered. `volatile` orders nothing: a
+// volatile write races with a volatile access unless a fence before it makes it a flag.
+bool may_meet(const Record& a, const Record& b) {
+  const uint32_t both = a.access & b.access, any = a.access | b.access;
+  if (!(both & kStrong) || (a.block != b.block && (any & kBlockScope))) return false;
+  const auto is_flag = [](const Record& r) {
+    return !(r.access & kWrite) || (r.access & kRelease);
+  };
+  return !(both & kVolatile) || (is_flag(a) && is_flag(b));
+}
 
 std::string describe(const Record& record, uint32_t own_block, const BlockState& block) {
   const uint32_t* n = block.ntid;
@@ -66,7 +78,8 @@ void Observer::start_block(BlockState& block) {
   if (request_.detect_races) trace.cells.assign(bytes / kGranuleBytes + 1, Cell{});
   for (uint32_t i = 0; i < block.thread_count; ++i) {
     ThreadState& t = block.threads[i];
-    t.clock = t.fence = t.block_fence = t.acquired = Clock{};
+    t.clock = Clock{};
+    t.flags = 0;
     t.clock.threads.assign(block.thread_count + kWarpgroups, 0);
     t.clock.threads[i] = 1;
   }
@@ -85,11 +98,12 @@ void Observer::access(ThreadState& t, uint32_t site, Space space, uint64_t addre
                    site,
                    static_cast<uint16_t>(t.index),
                    0,
-                   static_cast<uint8_t>(access)};
+                   static_cast<uint8_t>(access | (access & kVolatile ? t.flags : 0))};
   check_races(t, trace, now, space, address, bytes);
-  // Shared offsets are made unlike those of other blocks and unlike host addresses.
   if (access & kStrong)
-    synchronize(t, space == kShared ? t.home->number << 20 | address : address, access);
+    synchronize(t, trace, space, address, access);
+  else if (access & kWrite)
+    t.flags = 0;
 }
 
 void Observer::begin_products(BlockState& block, uint32_t warpgroup) {
@@ -158,10 +172,7 @@ void Observer::check_cell(ThreadState& t, Cell& cell, const Record& now, uint64_
     return before.epoch == 0 || t.clock.knows(before.block, before.thread, before.epoch, now.block);
   };
   const auto check = [&](const Record& before) {
-    const bool both_strong = (before.access & kStrong) && (now.access & kStrong);
-    const bool same_scope =
-        before.block == now.block || !((before.access | now.access) & kBlockScope);
-    if (!(before.bytes & now.bytes) || (both_strong && same_scope) || ordered(before)) return;
+    if (!(before.bytes & now.bytes) || may_meet(before, now) || ordered(before)) return;
     const bool stores =
         (before.access & now.access & kWrite) && !((before.access | now.access) & kRead);
     if (!stores || before.site != now.site) report_race(t, before, now, address, space);
@@ -208,37 +219,44 @@ void Observer::release(ThreadState& t, Clock& into) {
 }
 
 void Observer::fence(ThreadState& t, bool block_scope) {
-  t.clock.join(t.acquired);
-  t.acquired = Clock{};
-  t.block_fence = t.clock;
-  if (!block_scope) t.fence = t.clock;
+  t.clock.fence(t.home->number, block_scope);
+  if (!block_scope)
+    t.flags = kRelease;
+  else if (!t.flags)
+    t.flags = kRelease | kBlockScope;
   ++t.clock.threads[t.index];
 }
 
 // Strong accesses carry what fences, releases and acquires around them say. What a thread read by a
 // relaxed access becomes known to it at its next fence.
-void Observer::synchronize(ThreadState& t, uint64_t address, uint32_t access) {
+void Observer::synchronize(ThreadState& t, BlockTrace& trace, Space space, uint64_t address,
+                           uint32_t access) {
+  const bool releases = access & kRelease;
+  const bool brings = (access & kWrite) && (releases || !t.clock.fenced_in_block.empty());
+  if (!brings && !trace.published.count(address) && !published_.count(address)) return;
   const uint64_t own = t.home->number;
-  const bool block_scope = access & kBlockScope;
-  const bool plain = !(access & (kAcquire | kRelease)) && t.block_fence.threads.empty();
-  if (plain && !published_.count(address)) return;  // neither brings nor takes an edge
-  Published& gpu = published_[address];
-  Published& local = published_in_block_[{address, own}];
-  if (access & kRead) {
-    Clock& known = access & kAcquire ? t.clock : t.acquired;
-    known.join(local.clock, own, own);
-    if (!block_scope) known.join(gpu.clock, gpu.block, own);
+  const bool block_scope = (access & kBlockScope) || space == kShared;
+  Published of_shared;  // shared memory publishes nothing for the GPU
+  Published& wide = space == kGlobal ? published_[address] : of_shared;
+  Published& narrow = trace.published[address];
+  if (space == kGlobal && narrow.stores != wide.stores) narrow = Published{{}, wide.stores};
+  if ((access & kRead) && (access & kAcquire)) {
+    t.clock.join(narrow.known, own);
+    if (!block_scope) t.clock.join(wide.known, own);
+  } else if ((access & kRead) && !(access & kNoResult)) {
+    t.clock.found_in_block.join(narrow.known);
+    if (!block_scope) t.clock.found.join(wide.known);
   }
   if (!(access & kWrite)) return;
-  const bool update = access & kRead;  // an atomic continues what it found, a store replaces it
-  const Clock& wide = (access & kRelease) && !block_scope ? t.clock : t.fence;
-  const Clock& narrow = access & kRelease ? t.clock : t.block_fence;
-  Published before = update ? std::move(gpu) : Published{};
-  gpu = Published{wide, own};
-  gpu.clock.join(before.clock, before.block, own);
-  if (!update) local.clock = Clock{};
-  local.clock.join(narrow);
-  if (access & kRelease) ++t.clock.threads[t.index];
+  // An atomic continues what it found, a store replaces it.
+  if (!(access & kRead)) {
+    wide = Published{{}, wide.stores + 1};
+    narrow = Published{{}, wide.stores};
+  }
+  const Snapshot all = releases ? t.clock.snapshot(own) : Snapshot{};
+  narrow.known.join(releases ? all : t.clock.fenced_in_block);
+  if (!block_scope) wide.known.join(releases ? all : t.clock.fenced);
+  if (releases) ++t.clock.threads[t.index];
 }
 
 }  // namespace emulator

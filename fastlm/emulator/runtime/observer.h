@@ -51,11 +51,16 @@ class Observer {
     Space space;
     std::vector<uint64_t> lanes[32];
   };
+  struct Published {
+    Snapshot known;
+    uint64_t stores = 0;  // that have replaced what the address published for the GPU
+  };
   struct BlockTrace {
-    std::vector<uint8_t> byte_states;                 // of shared memory: see ByteState
-    std::vector<Cell> cells;                          // of shared memory
-    std::unordered_map<uint64_t, Requests> requests;  // by warp and site
-    uint32_t products[kWarpgroups] = {};              // epochs of the warpgroups' products
+    std::vector<uint8_t> byte_states;                   // of shared memory: see ByteState
+    std::vector<Cell> cells;                            // of shared memory
+    std::unordered_map<uint64_t, Requests> requests;    // by warp and site
+    uint32_t products[kWarpgroups] = {};                // epochs of the warpgroups' products
+    std::unordered_map<uint64_t, Published> published;  // for the block, at an address
   };
   using Page = std::vector<Cell>;
 
@@ -67,7 +72,7 @@ class Observer {
   void check_races(ThreadState&, BlockTrace&, Record now, Space, uint64_t address, uint32_t bytes);
   void check_cell(ThreadState&, Cell&, const Record& now, uint64_t address, Space);
   void report_race(ThreadState&, const Record& before, const Record& now, uint64_t address, Space);
-  void synchronize(ThreadState&, uint64_t address, uint32_t access);
+  void synchronize(ThreadState&, BlockTrace&, Space, uint64_t address, uint32_t access);
   Cell& cell_at(BlockTrace&, Space, uint64_t granule);
 
   // A store over an unordered one of the same instruction, and what stood there.
@@ -77,16 +82,11 @@ class Observer {
     Space space;
     uint16_t value;
   };
-  struct Published {
-    Clock clock;
-    uint64_t block;
-  };
   const Request& request_;
   std::vector<Repeated> repeated_;  // by the thread that runs
   std::unordered_map<uint64_t, BlockTrace> blocks_;
   std::unordered_map<uint64_t, Page> pages_;
-  std::unordered_map<uint64_t, Published> published_;                      // at an address
-  std::map<std::pair<uint64_t, uint64_t>, Published> published_in_block_;  // address and block
+  std::unordered_map<uint64_t, Published> published_;  // for the GPU, at a global address
 };
 
 }  // namespace emulator

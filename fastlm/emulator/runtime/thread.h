@@ -17,17 +17,20 @@ constexpr int kRanges = 256;
 constexpr uint64_t kStackBytes = 512 * 1024;  // of one thread: its local memory and its calls
 
 // How an instruction touches memory. Strong accesses (volatile, relaxed, atomic) do not race with
-// each other; acquire and release also order the accesses around them.
+// each other, unless both are volatile and no fence makes the write a flag; acquire and release
+// also order the accesses around them.
 enum Access : uint32_t {
   kRead = 1,
   kWrite = 2,
   kStrong = 4,
   kAcquire = 8,
   kRelease = 16,
-  kBlockScope = 32,   // .cta: orders threads of one block only
-  kMatrix = 64,       // a row of ldmatrix or stmatrix
+  kBlockScope = 32,  // .cta: orders threads of one block only
+  kVolatile = 64,
   kUnrecorded = 128,  // checked against earlier accesses, not remembered for later ones
   kInFlight = 256,    // the data is still to come: nobody may read it before observe_landing
+  kMatrix = 512,      // a row of ldmatrix or stmatrix
+  kNoResult = 1024,   // red: the value that it changes is not returned, so it acquires nothing
 };
 enum Space : uint32_t { kGlobal, kShared, kLocal };
 

@@ -9,7 +9,6 @@ import sys
 
 from .arguments import memory_ranges, pack_value
 from .build import build
-from .child import launch_in_child
 from .counters import Counters
 from .errors import KernelError
 from .native import SCHEDULES, Library, Request
@@ -40,30 +39,28 @@ class Options:
     schedule: "order", "reverse" or "random" (with `seed`): which ready thread runs next, and in
         which order blocks start
     races, uninitialized: detect data races, and reads of shared memory that was never written
-    bounds: check global accesses against the tensors that the launch was given; without, it runs
-        in a child process, which a wild kernel may bring down
     late_copies: cp.async and TMA data lands only when the program has waited for it
     late_wgmma: accumulators hold NaN until wgmma.wait_group
     proxy_fences: wgmma and TMA may not read what ordinary stores or cp.async wrote before a
         fence.proxy.async (Triton 3.6 leaves it out after cp.async; 3.9 does not)
     counters: fill `kernel.counters` at each launch
-    workers: OS threads that run blocks (detectors and counters use one)
-    resident: blocks that may be under way at the same time in each worker
+    workers: OS threads that run blocks; detectors and counters need 1
+    resident: blocks that may be under way at the same time in each worker; None: as many as an H100
+        holds of them
     spin_limit: turns that polling threads get without any event before it is called a livelock
-    memory: tensors that structs passed by value point to, for `bounds`
+    memory: more tensors that the kernel may touch, such as those that structs point to
     """
 
     schedule: str = "order"
     seed: int = 0
     races: bool = False
     uninitialized: bool = False
-    bounds: bool = True
     late_copies: bool = True
     late_wgmma: bool = False
     proxy_fences: bool = True
     counters: bool = False
     workers: int = 1
-    resident: int = 256
+    resident: int | None = None
     spin_limit: int = 20_000_000
     memory: tuple = ()
 
@@ -72,8 +69,14 @@ class Options:
             raise ValueError(
                 f"schedule '{self.schedule}': one of {', '.join(SCHEDULES)} is accepted"
             )
-        if self.workers < 1 or self.resident < 1:
-            raise ValueError("workers and resident must be at least 1")
+        for name, number in (("workers", self.workers), ("resident", self.resident)):
+            if number is not None and number < 1:
+                raise ValueError(f"{name}: expected at least 1, got {number}")
+        if self.workers > 1 and self.traced:
+            raise ValueError(
+                "workers: expected 1 with races, uninitialized or counters, which need one order "
+                f"of all accesses, got {self.workers}"
+            )
 
     @property
     def traced(self):
@@ -226,8 +229,8 @@ class Kernel:
             shared_limit=limit,
             schedule=SCHEDULES.index(options.schedule),
             seed=options.seed,
-            workers=1 if options.traced else options.workers,
-            resident=options.resident,
+            workers=options.workers,
+            resident=options.resident or 0,
             spin_limit=options.spin_limit,
             late_copies=options.late_copies,
             late_wgmma=options.late_wgmma,
@@ -242,13 +245,9 @@ class Kernel:
         address, _kept_alive, scratch = self._parameters(arguments)
         request = self._request(grid, block, shared, address)
         ranges, names = memory_ranges(self._buffers(arguments, library, scratch))
-        if not self._knows_memory(arguments):
-            result, printed = library.launch(self.name, request)
-        elif self.module.options.bounds:
+        if self._knows_memory(arguments):
             request.ranges, request.range_count = ranges, len(names)
-            result, printed = library.launch(self.name, request)
-        else:
-            result, printed = launch_in_child(library, self.name, request, ranges)
+        result, printed = library.launch(self.name, request)
         sys.stdout.write(printed)
         if result.failure.failed:
             raise self._error(result.failure, names)

@@ -68,6 +68,7 @@ class KernelInfo(ctypes.Structure):
         ("variables", c_void_p),
         ("variable_count", c_uint32),
         ("async_proxy", c_uint32),
+        ("synchronizes_grid", c_uint32),
     ]
 
 

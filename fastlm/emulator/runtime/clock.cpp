@@ -28,16 +28,34 @@ std::shared_ptr<const Epochs> joined(const std::shared_ptr<const Epochs>& a,
 
 }  // namespace
 
+Snapshot::Joins& Snapshot::joins() {
+  static thread_local Joins places;
+  return places;
+}
+
+void Snapshot::forget_joins() { joins().fill(Joined{}); }
+
 void Snapshot::join(const Snapshot& other) {
   if (!other.blocks_ || blocks_ == other.blocks_) return;
   if (!blocks_) {
     blocks_ = other.blocks_;
     return;
   }
-  const auto &mine = *blocks_, &theirs = *other.blocks_;
+  constexpr size_t kAlignment = 16;  // of what malloc returns
+  const auto mine = reinterpret_cast<size_t>(blocks_.get()) / kAlignment;
+  const auto theirs = reinterpret_cast<size_t>(other.blocks_.get()) / kAlignment;
+  Joined& joined = joins()[(mine ^ 3 * theirs) % joins().size()];
+  if (joined.first != blocks_ || joined.second != other.blocks_)
+    joined = {blocks_, other.blocks_, join(blocks_, other.blocks_)};
+  blocks_ = joined.both;
+}
+
+// One of the two if it has it all.
+Snapshot::Blocks Snapshot::join(const Blocks& first, const Blocks& second) {
+  const auto &mine = *first, &theirs = *second;
   std::vector<Known> both;
-  both.reserve(mine.size() + theirs.size());
-  bool only_mine = true, only_theirs = true;  // one of the two has it all: no copy is needed
+  both.reserve(std::max(mine.size(), theirs.size()));
+  bool only_mine = true, only_theirs = true;
   for (size_t i = 0, j = 0; i < mine.size() || j < theirs.size();) {
     if (j == theirs.size() || (i < mine.size() && mine[i].block < theirs[j].block)) {
       both.push_back(mine[i++]);
@@ -52,9 +70,8 @@ void Snapshot::join(const Snapshot& other) {
       only_theirs = only_theirs && (both.back().epochs == b || covers(*b, *a));
     }
   }
-  if (only_mine) return;
-  blocks_ =
-      only_theirs ? other.blocks_ : std::make_shared<const std::vector<Known>>(std::move(both));
+  if (only_mine) return first;
+  return only_theirs ? second : std::make_shared<const std::vector<Known>>(std::move(both));
 }
 
 void Snapshot::join(uint64_t block, const Epochs& epochs) {

@@ -2,6 +2,7 @@
 // passed. A thread knows most of its own block, whose epochs lie in a plain array; what it knows of
 // other blocks comes through fences and atomics, and is shared by all who have learned the same.
 #pragma once
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -18,13 +19,23 @@ class Snapshot {
   void join(uint64_t block, const Epochs& epochs);
   // The epochs of one block; null: nothing is known of it.
   const Epochs* of(uint64_t block) const;
+  // Joins are remembered, because the threads of a block make the same ones at a barrier.
+  static void forget_joins();
 
  private:
   struct Known {
     uint64_t block;
     std::shared_ptr<const Epochs> epochs;
   };
-  std::shared_ptr<const std::vector<Known>> blocks_;  // by block number; null: empty
+  using Blocks = std::shared_ptr<const std::vector<Known>>;  // by block number; null: empty
+  struct Joined {
+    Blocks first, second, both;
+  };
+  using Joins = std::array<Joined, 64>;
+  static Joins& joins();
+  static Blocks join(const Blocks& first, const Blocks& second);
+
+  Blocks blocks_;
 };
 
 // What one thread knows, or several of its block together.

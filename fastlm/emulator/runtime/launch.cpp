@@ -1,4 +1,5 @@
 // The seam to Python: one launch, its result, and the faults that must not end the process.
+#include <algorithm>
 #include <csetjmp>
 #include <csignal>
 #include <cstdio>
@@ -102,16 +103,38 @@ void check_request(const Request& request, const KernelInfo& kernel) {
     throw std::string("more than " + std::to_string(kRanges - 1) + " buffers");
 }
 
+// Blocks that an H100 holds at a time: 132 multiprocessors with 32 blocks, 64 warps and the shared
+// memory of the largest block each, of which every block takes 1 KiB more than it asks for.
+uint64_t most_resident(const Request& request, const KernelInfo& kernel) {
+  if (request.resident) return request.resident;
+  constexpr uint64_t kMultiprocessors = 132, kBlocks = 32, kWarps = 64, kSystemShared = 1024;
+  const uint64_t threads = uint64_t(request.block[0]) * request.block[1] * request.block[2];
+  const uint64_t shared = uint64_t(kernel.static_shared) + request.dynamic_shared + kSystemShared;
+  const uint64_t by_warps = kWarps / ((threads + 31) / 32);
+  const uint64_t by_shared = (request.shared_limit + kSystemShared) / shared;
+  return kMultiprocessors * std::min({kBlocks, by_warps, by_shared});
+}
+
+std::string too_large(uint64_t blocks, uint64_t most) {
+  return "the grid synchronises, so its " + std::to_string(blocks) +
+         " blocks must be resident together, and at most " + std::to_string(most) +
+         " are; on a GPU such a launch fails with cudaErrorCooperativeLaunchTooLarge";
+}
+
 }  // namespace
 
 Launch::Launch(const Request& request, const KernelInfo& kernel, Result& result)
-    : request(request), kernel(kernel), result(result) {
+    : request(request),
+      kernel(kernel),
+      result(result),
+      most_resident(emulator::most_resident(request, kernel)) {
   // No ranges: every entry is the whole address space, so that any hint is right.
   for (int i = 0; i < kRanges; ++i) ranges[i] = request.range_count ? Range{} : Range{0, ~0ull};
   for (uint32_t i = 0; i < request.range_count; ++i) ranges[i] = request.ranges[i];
   if (request.range_count)
     ranges[kRanges - 1] = {reinterpret_cast<uint64_t>(grid_workspace), sizeof grid_workspace};
   const uint64_t blocks = uint64_t(request.grid[0]) * request.grid[1] * request.grid[2];
+  if (kernel.synchronizes_grid && blocks > most_resident) throw too_large(blocks, most_resident);
   order.resize(blocks);
   for (uint64_t i = 0; i < blocks; ++i)
     order[i] = request.schedule == uint32_t(Schedule::kReverse) ? blocks - 1 - i : i;
@@ -133,6 +156,16 @@ void record_failure(Thread& t, uint32_t site, uint32_t other_site, const std::st
     std::memcpy(failure.ctaid, t.block->ctaid, sizeof failure.ctaid);
     std::memcpy(failure.tid, t.tid, sizeof failure.tid);
   }
+  launch.stop = true;
+}
+
+void refuse_grid(Launch& launch, uint64_t most) {
+  const std::lock_guard<std::mutex> lock(results_mutex);
+  Failure& failure = launch.result.failure;
+  if (failure.failed) return;
+  const std::string text = too_large(launch.order.size(), most);
+  std::snprintf(failure.message, sizeof failure.message, "%s", text.c_str());
+  failure.failed = 2;
   launch.stop = true;
 }
 

@@ -33,7 +33,7 @@ struct Request {
   uint32_t dynamic_shared, shared_limit;
   uint32_t schedule;
   uint64_t seed;
-  uint32_t workers, resident;  // OS threads; blocks that may wait for each other in each of them
+  uint32_t workers, resident;  // OS threads; blocks under way in each of them, 0: a GPU's
   uint64_t spin_limit;         // turns that spinning threads get while nothing else happens
   uint32_t late_copies, late_wgmma, check_proxies;
   uint32_t detect_races, detect_uninitialized, count;  // for kernels compiled with tracing
@@ -57,6 +57,7 @@ struct Launch {
   Range ranges[kRanges];
   uint32_t grid_workspace[8] = {};
   std::vector<uint64_t> order;  // of the blocks
+  uint64_t most_resident;       // blocks that each worker may have under way
   std::atomic<uint64_t> next{0}, progress{0};
   std::atomic<bool> stop{false};
   std::string printed;
@@ -133,8 +134,13 @@ struct Worker {
   std::vector<std::unique_ptr<BlockState>> resident, idle;
   BlockState* block = nullptr;  // the one being run
   uint64_t spins = 0, progress_seen = 0;
+  uint64_t most_resident;  // blocks
+  size_t place = 0;        // of the resident block whose turn it is
+  bool news = false;       // something happened since the spinning threads last looked
+  size_t starts = 0;       // blocks to start before they look again
 
-  Worker(Launch& launch, uint64_t seed) : launch(launch), random_state(seed) {}
+  Worker(Launch& launch, uint64_t seed)
+      : launch(launch), random_state(seed), most_resident(launch.most_resident) {}
   ~Worker();
   void run();
   uint32_t random(uint32_t bound);
@@ -145,7 +151,7 @@ struct Worker {
   ThreadState* pick_in(BlockState&);
   bool start_block();
   bool heard_progress();
-  bool wake_spinners();
+  size_t wake_spinners();  // the number of blocks that they are in
   void retire_blocks();
   void report_deadlock();
   uint32_t choose(uint32_t set);
@@ -163,6 +169,8 @@ void spin(Thread&, uint32_t site);
 void finish_thread(ThreadState&);
 // The first failure of a launch is kept; every worker stops at its next choice of a thread.
 void record_failure(Thread&, uint32_t site, uint32_t other_site, const std::string& text);
+// Ends a launch whose blocks all wait for each other and are more than `most`.
+void refuse_grid(Launch&, uint64_t most);
 void append_printed(Launch&, const std::string& text);
 [[noreturn]] void leave(Thread&);  // abandons the launch after record_failure
 // Records that something happened which a spinning thread may have waited for.

@@ -26,6 +26,7 @@ struct Cell {
 class Observer {
  public:
   explicit Observer(const Request& request) : request_(request) {}
+  ~Observer() { Snapshot::forget_joins(); }
   void start_block(BlockState&);
   void finish_block(BlockState&);  // folds the block's requests into the counters
   void land(BlockState&, uint32_t offset, uint32_t bytes);

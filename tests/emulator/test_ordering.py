@@ -68,6 +68,8 @@ RIGHT = [
     (grid_sync, "grid_sync"),
     (relay, "relay_fenced"),
     (last_block, "last_block"),
+    (lock, "turns"),
+    (last_block, "counted"),
     (one_block, "volatile_shared_and_barrier"),
     (shared_flag, "shared_flag"),
 ]

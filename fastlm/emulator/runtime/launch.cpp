@@ -129,9 +129,9 @@ Launch::Launch(const Request& request, const KernelInfo& kernel, Result& result)
       result(result),
       most_resident(emulator::most_resident(request, kernel)) {
   // No ranges: every entry is the whole address space, so that any hint is right.
-  for (int i = 0; i < kRanges; ++i) ranges[i] = request.range_count ? Range{} : Range{0, ~0ull};
+  for (int i = 0; i < kRanges; ++i) ranges[i] = request.ranges ? Range{} : Range{0, ~0ull};
   for (uint32_t i = 0; i < request.range_count; ++i) ranges[i] = request.ranges[i];
-  if (request.range_count)
+  if (request.ranges)
     ranges[kRanges - 1] = {reinterpret_cast<uint64_t>(grid_workspace), sizeof grid_workspace};
   const uint64_t blocks = uint64_t(request.grid[0]) * request.grid[1] * request.grid[2];
   if (kernel.synchronizes_grid && blocks > most_resident) throw too_large(blocks, most_resident);
@@ -185,6 +185,22 @@ void search_ranges(Thread& t, uint32_t site, uint64_t address, uint32_t bytes, u
   fail_bounds(t, site, kGlobal, address, bytes, access);
 }
 
+// Names the local array that the address is nearest to.
+[[noreturn]] static void fail_local(Thread& t, uint32_t site, uint64_t address, uint32_t bytes,
+                                    const char* what) {
+  const LocalArray* array = t.arrays;
+  if (!array) fail(t, site, "local memory %s: no function that runs has a local array", what);
+  const auto outside = [&](const LocalArray& a) {
+    return address < a.begin ? a.begin - address : address + bytes - (a.begin + a.bytes);
+  };
+  for (const LocalArray* outer = array->outer; outer; outer = outer->outer)
+    if (outside(*outer) < outside(*array)) array = outer;
+  fail(t, site,
+       "local memory %s out of bounds: %u bytes at byte %lld of local arrays of %llu bytes", what,
+       bytes, static_cast<long long>(address - array->begin),
+       static_cast<unsigned long long>(array->bytes));
+}
+
 void fail_bounds(Thread& t, uint32_t site, Space space, uint64_t address, uint32_t bytes,
                  uint32_t access) {
   const char* what = access & kWrite ? "write" : "read";
@@ -193,6 +209,7 @@ void fail_bounds(Thread& t, uint32_t site, Space space, uint64_t address, uint32
          "shared memory %s out of bounds: %u bytes at offset %lld, the block has %u bytes "
          "and its arrays have gaps between them",
          what, bytes, static_cast<long long>(address), t.block->shared_bytes);
+  if (space == kLocal) fail_local(t, site, address, bytes, what);
   // Name the buffer that ends (or begins) nearest to the address.
   int nearest = -1;
   uint64_t distance = ~0ull;

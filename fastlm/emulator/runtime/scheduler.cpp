@@ -16,6 +16,8 @@ constexpr uint32_t kSpinTurns = 1u << 28;   // trips round loops before a thread
 constexpr size_t kArenaBytes = 256 * 1024;  // more than any GPU's shared memory of a block
 constexpr size_t kArenaAlignment = 1024;    // swizzles repeat every 1024 bytes
 
+const char* const kPolling = "a loop that waits for other threads";
+
 thread_local Worker* active_worker = nullptr;
 
 // Runs one CUDA thread after the other, for ever: a fiber is reused by the next block.
@@ -96,6 +98,7 @@ void BlockState::start(uint64_t linear) {
   for (uint32_t i = 0; i < thread_count; ++i) {
     threads[i].done = false;
     threads[i].fuel = kSpinTurns;
+    threads[i].arrays = nullptr;
     threads[i].copies.clear(), threads[i].copy_groups.clear();
   }
   if (launch->observer) launch->observer->start_block(*this);
@@ -121,7 +124,7 @@ void spin(Thread& t, uint32_t site) {
   Warp& warp = *t.warp;
   warp.spinning |= 1u << t.lane;
   warp.block->spinning_warps |= 1u << warp.index;
-  wait(t, "a loop that waits for other threads", site);
+  wait(t, kPolling, site);
 }
 
 void finish_thread(ThreadState& t) {
@@ -276,6 +279,7 @@ void Worker::run() {
 }
 
 void Worker::report_deadlock() {
+  const bool is_livelock = spins > launch.request.spin_limit;
   std::map<std::string, uint32_t> reasons;
   ThreadState* stuck = nullptr;
   for (auto& candidate : resident)
@@ -283,10 +287,12 @@ void Worker::report_deadlock() {
       ThreadState& t = candidate->threads[i];
       if (t.done) continue;
       ++reasons[t.waiting_for];
-      if (!stuck) stuck = &t;
+      // Of a livelock, a thread that polls tells more than those that wait for it.
+      if (!stuck || (is_livelock && t.waiting_for == kPolling && stuck->waiting_for != kPolling))
+        stuck = &t;
     }
   if (!stuck) return;
-  std::string text = spins > launch.request.spin_limit ? "livelock:" : "deadlock:";
+  std::string text = is_livelock ? "livelock:" : "deadlock:";
   for (auto& [what, count] : reasons)
     text += " " + std::to_string(count) + " threads in " + what + ",";
   text.back() = ' ';

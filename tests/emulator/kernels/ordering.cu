@@ -211,3 +211,33 @@ extern "C" __global__ void shared_flag(float* y) {
     *y = data;
   }
 }
+
+// As CUTLASS has it: blocks in turn, and the last one when all have counted. Where the state space
+// stands in an instruction changes nothing.
+extern "C" __global__ void turns(int* turn, float* sum) {
+  int state = 0;
+  if (threadIdx.x == 0) do {
+      asm volatile("ld.global.acquire.gpu.b32 %0, [%1];" : "=r"(state) : "l"(turn) : "memory");
+    } while (state != int(blockIdx.x));
+  __syncthreads();
+  if (threadIdx.x == 1) *sum += 1;
+  __syncthreads();
+  if (threadIdx.x == 0)
+    asm volatile("st.global.release.gpu.b32 [%0], %1;" ::"l"(turn), "r"(int(blockIdx.x) + 1)
+                 : "memory");
+}
+extern "C" __global__ void counted(int* count, float* partial, float* sum) {
+  partial[blockIdx.x * blockDim.x + threadIdx.x] = 1;
+  __syncthreads();
+  if (threadIdx.x == 0)
+    asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(count) : "memory");
+  if (blockIdx.x != gridDim.x - 1) return;
+  int state = 0;
+  if (threadIdx.x == 0) do {
+      asm volatile("ld.global.acquire.gpu.b32 %0, [%1];" : "=r"(state) : "l"(count) : "memory");
+    } while (state != int(gridDim.x));
+  __syncthreads();
+  float total = 0;
+  for (unsigned i = threadIdx.x; i < gridDim.x * blockDim.x; i += blockDim.x) total += partial[i];
+  sum[threadIdx.x] = total;
+}

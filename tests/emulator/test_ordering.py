@@ -25,6 +25,12 @@ def relay(module, kernel):
     return total, [3]
 
 
+def many_flags(module, kernel):
+    y = torch.zeros(BLOCKS)
+    module[kernel][BLOCKS, THREADS](ints(BLOCKS), torch.zeros(1), y)
+    return y, [0, 1, 1, 1]
+
+
 def grid_sync(module, kernel):
     y = torch.zeros(BLOCKS)
     module[kernel][BLOCKS, THREADS](torch.zeros(BLOCKS), y)
@@ -67,6 +73,8 @@ RIGHT = [
     (lock, "lock_released_by_volatile_store"),
     (grid_sync, "grid_sync"),
     (relay, "relay_fenced"),
+    (relay, "volatile_data_fenced"),
+    (many_flags, "many_flags"),
     (last_block, "last_block"),
     (lock, "turns"),
     (last_block, "counted"),
@@ -84,6 +92,7 @@ WRONG = [
     (grid_sync, "grid_sync_left_out"),
     (relay, "relay_unfenced"),
     (relay, "relay_by_plain_stores"),
+    (relay, "volatile_data_unfenced"),
     (last_block, "last_block_unreleased"),
     (last_block, "last_block_unacquired"),
     (three_blocks, "acquired_by_reduction"),

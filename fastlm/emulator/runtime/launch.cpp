@@ -240,6 +240,7 @@ extern "C" EMULATOR_EXPORT int emulator_launch(const KernelInfo* kernel, const R
     run_worker(launch, request->seed);
     for (std::thread& other : others) other.join();
     result->printed = strdup(launch.printed.c_str());
+    if (launch.observer) launch.observer->list_races(*result);
   } catch (const std::string& reason) {
     std::snprintf(result->failure.message, sizeof result->failure.message, "%s", reason.c_str());
     result->failure.failed = 2;

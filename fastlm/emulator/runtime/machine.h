@@ -24,10 +24,14 @@ class Observer;
 
 enum class Schedule : uint32_t { kOrder, kReverse, kRandom };
 
-// The seam to Python (launch.py mirrors these three with ctypes).
+// The seam to Python (native.py mirrors these with ctypes).
+struct Shadow {  // for each of `bytes` from `begin` on, whether it has been written
+  uint64_t begin, bytes;
+  uint8_t* written;
+};
 struct Request {
   const void* parameters;
-  const Range* ranges;  // memory the kernel may touch; empty: any
+  const Range* ranges;  // memory the kernel may touch; null: any
   uint32_t range_count;
   uint32_t grid[3], block[3];
   uint32_t dynamic_shared, shared_limit;
@@ -37,17 +41,35 @@ struct Request {
   uint64_t spin_limit;         // turns that spinning threads get while nothing else happens
   uint32_t late_copies, late_wgmma, check_proxies;
   uint32_t detect_races, detect_uninitialized, count;  // for kernels compiled with tracing
+  uint32_t all_races;                                  // go on after a race
+  const Shadow* shadows;  // global memory whose first writes are watched
+  uint32_t shadow_count;
+  // By PTX line, of `lines`: which stores use what a load has read, the bit of a store, and whether
+  // races of the instruction are suppressed (dataflow.py, races.py).
+  uint32_t lines;
+  const uint64_t *load_uses, *store_bits;
+  const uint8_t* suppressed;
 };
 struct Failure {
   char message[768];
   uint32_t failed, site, other_site;
   uint32_t ctaid[3], tid[3];
 };
+// Why a race is listed and not raised.
+enum class Quiet : uint32_t { kLoud, kSameValue, kUnused, kSuppressed };
+struct Race {  // of two instructions: the first time that it was seen, and how often it was
+  char text[256];
+  uint32_t site, other_site, quiet;
+  uint32_t ctaid[3], tid[3];
+  uint64_t count;
+};
 constexpr int kCounters = 64;
 struct Result {
   Failure failure;
   uint64_t counters[kCounters];
-  char* printed;  // what printf wrote; freed by emulator_free
+  char* printed;  // what printf wrote; freed by emulator_free, as the races are
+  Race* races;
+  uint64_t race_count;
 };
 
 struct Launch {
@@ -103,9 +125,12 @@ struct ThreadState : Thread {
   std::vector<uint32_t> copy_groups;     // ends of the committed groups in `copies`
   std::vector<SharedVariable> unfenced;  // written through the generic proxy, no proxy fence yet
   Clock clock;                           // what happened before now, as far as this thread knows
-  // kRelease after a fence and up to the next weak write: a volatile write is then a flag. With
-  // kBlockScope it is one for the own block alone.
-  uint32_t flags;
+  // kRelease after a fence, up to the next write that is not of the same volatile instruction: that
+  // instruction sets a flag. With kBlockScope it does so for the own block alone; without it writes
+  // to shared memory do not count.
+  uint32_t flags, flag_site;
+  uint64_t stored;  // bits of the stores that it has made
+  bool suspected;   // has read what another overwrites: see Suspect
 };
 
 struct BlockState : Block {

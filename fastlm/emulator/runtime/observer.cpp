@@ -1,49 +1,53 @@
 #include "observer.h"
 
 #include <algorithm>
-#include <cstdio>
 
+#include "async.h"
 #include "counters.h"
 
 namespace emulator {
 namespace {
 
 enum ByteState : uint8_t { kOutside, kUnwritten, kWritten, kCopying };
-constexpr uint64_t kPageBytes = 4096, kGranuleBytes = 2;
 
-// Whether the two are made for use by threads that are not ordered. `volatile` orders nothing: a
-// volatile write races with a volatile access unless a fence before it makes it a flag.
-bool may_meet(const Record& a, const Record& b) {
-  const uint32_t both = a.access & b.access, any = a.access | b.access;
-  if (!(both & kStrong) || (a.block != b.block && (any & kBlockScope))) return false;
-  const auto is_flag = [](const Record& r) {
-    return !(r.access & kWrite) || (r.access & kRelease);
+// A copy that is still to fill these bytes, named by where it was started.
+[[noreturn]] void fail_in_flight(ThreadState& t, uint32_t site, uint64_t offset, uint32_t bytes) {
+  const BlockState& block = *t.home;
+  const auto covers = [&](uint64_t begin, uint64_t size) {
+    return begin < offset + bytes && offset < begin + size;
   };
-  return !(both & kVolatile) || (is_flag(a) && is_flag(b));
+  uint32_t copy = 0;
+  for (uint32_t i = 0; i < block.thread_count; ++i)
+    for (const AsyncCopy& c : block.threads[i].copies)
+      if (covers(c.destination, c.bytes)) copy = c.site;
+  bool is_bulk = false;
+  for (const BulkCopy& c : block.engine->loads)
+    if (covers(c.shared, c.bytes)) copy = c.site, is_bulk = true;
+  record_failure(t, site, copy,
+                 "read of shared memory that an asynchronous copy is still to fill: offset " +
+                     std::to_string(offset) + ", " + std::to_string(bytes) + " bytes" +
+                     (is_bulk ? ", of a bulk copy" : ""));
+  leave(t);
 }
 
-std::string describe(const Record& record, uint32_t own_block, const BlockState& block) {
-  const uint32_t* n = block.ntid;
-  char text[128];
-  const char* what =
-      record.access & kWrite ? (record.access & kRead ? "atomic update" : "write") : "read";
-  const uint32_t threads = n[0] * n[1] * n[2];
-  if (record.thread >= threads)
-    std::snprintf(text, sizeof text, "read by wgmma of threads %u and up",
-                  (record.thread - threads) * kWarpgroupThreads);
-  else
-    std::snprintf(text, sizeof text, "%s by thread (%u, %u, %u)", what, record.thread % n[0],
-                  record.thread / n[0] % n[1], record.thread / (n[0] * n[1]));
-  std::string result = text;
-  if (record.block != own_block) result += " of block number " + std::to_string(record.block);
-  return result;
+[[noreturn]] void fail_unwritten(ThreadState& t, uint32_t site, uint64_t address, uint32_t bytes) {
+  if (!request_of(t).ranges)
+    fail(t, site, "read of global memory that nobody has written: %u bytes at address 0x%llx",
+         bytes, static_cast<unsigned long long>(address));
+  uint8_t buffer = 0;
+  search_ranges(t, site, address, bytes, kRead, buffer);
+  fail(t, site,
+       "read of global memory that nobody has written: %u bytes at byte %llu of buffer #%u", bytes,
+       static_cast<unsigned long long>(address - t.ranges[buffer].begin), buffer);
 }
 
-uint16_t value_at(const ThreadState& t, Space space, uint64_t address) {
-  uint16_t value;
-  const char* at = space == kShared ? t.block->shared + address : reinterpret_cast<char*>(address);
-  __builtin_memcpy(&value, at, sizeof value);
-  return value;
+// What a fence makes of a volatile write: see ThreadState::flags.
+uint32_t flag_of(ThreadState& t, uint32_t site, Space space) {
+  if (space == kGlobal || (t.flags & kBlockScope)) {
+    if (t.flag_site && t.flag_site != site) t.flags = 0;
+    t.flag_site = site;
+  }
+  return t.flags;
 }
 
 }  // namespace
@@ -79,7 +83,7 @@ void Observer::start_block(BlockState& block) {
   for (uint32_t i = 0; i < block.thread_count; ++i) {
     ThreadState& t = block.threads[i];
     t.clock = Clock{};
-    t.flags = 0;
+    t.flags = t.flag_site = 0, t.stored = 0, t.suspected = false;
     t.clock.threads.assign(block.thread_count + kWarpgroups, 0);
     t.clock.threads[i] = 1;
   }
@@ -89,20 +93,28 @@ void Observer::access(ThreadState& t, uint32_t site, Space space, uint64_t addre
                       uint32_t access) {
   settle(t);
   BlockTrace& trace = blocks_[t.home->number];
-  if (request_.count) count(t, trace, site, space, address, bytes, access);
+  if (request_.count && !(access & kTensorCopy))
+    count(t, trace, site, space, address, bytes, access);
   if (space == kLocal) return;
   if (space == kShared) check_initialized(t, trace, site, address, bytes, access);
+  if (space == kGlobal) check_shadows(t, site, address, bytes, access);
   if (!request_.detect_races) return;
+  const bool may_be_flag = (access & kVolatile) && (access & kWrite);
+  const uint32_t flag = may_be_flag ? flag_of(t, site, space) : 0;
   const Record now{static_cast<uint32_t>(t.home->number),
                    t.clock.threads[t.index],
                    site,
                    static_cast<uint16_t>(t.index),
                    0,
-                   static_cast<uint8_t>(access | (access & kVolatile ? t.flags : 0))};
+                   static_cast<uint8_t>(access | flag)};
   check_races(t, trace, now, space, address, bytes);
+  if ((access & kWrite) && site < request_.lines) {
+    t.stored |= request_.store_bits[site];
+    if (t.suspected) check_suspects(t, trace, request_.store_bits[site]);
+  }
   if (access & kStrong)
     synchronize(t, trace, space, address, access);
-  else if (access & kWrite)
+  else if ((access & kWrite) && (space == kGlobal || (t.flags & kBlockScope)))
     t.flags = 0;
 }
 
@@ -141,76 +153,23 @@ void Observer::check_initialized(ThreadState& t, BlockTrace& trace, uint32_t sit
     if ((access & kRead) && byte == kUnwritten && request_.detect_uninitialized)
       fail(t, site, "read of shared memory that nobody has written: offset %llu, %u bytes",
            static_cast<unsigned long long>(offset), bytes);
-    if ((access & kRead) && byte == kCopying)
-      fail(t, site,
-           "read of shared memory that an asynchronous copy is still to fill: offset %llu, "
-           "%u bytes",
-           static_cast<unsigned long long>(offset), bytes);
+    if ((access & kRead) && byte == kCopying) fail_in_flight(t, site, offset, bytes);
     if (access & kWrite) byte = access & kInFlight ? kCopying : kWritten;
   }
 }
 
-Cell& Observer::cell_at(BlockTrace& trace, Space space, uint64_t granule) {
-  if (space == kShared) return trace.cells[granule];
-  Page& page = pages_[granule * kGranuleBytes / kPageBytes];
-  if (page.empty()) page.resize(kPageBytes / kGranuleBytes);
-  return page[granule % (kPageBytes / kGranuleBytes)];
-}
-
-void Observer::check_races(ThreadState& t, BlockTrace& trace, Record now, Space space,
-                           uint64_t address, uint32_t bytes) {
-  for (uint64_t g = address / kGranuleBytes; g * kGranuleBytes < address + bytes; ++g) {
-    const bool low = g * kGranuleBytes >= address, high = g * kGranuleBytes + 1 < address + bytes;
-    now.bytes = static_cast<uint8_t>(low | high << 1);
-    check_cell(t, cell_at(trace, space, g), now, g * kGranuleBytes, space);
-  }
-}
-
-void Observer::check_cell(ThreadState& t, Cell& cell, const Record& now, uint64_t address,
-                          Space space) {
-  const auto ordered = [&](const Record& before) {
-    return before.epoch == 0 || t.clock.knows(before.block, before.thread, before.epoch, now.block);
-  };
-  const auto check = [&](const Record& before) {
-    if (!(before.bytes & now.bytes) || may_meet(before, now) || ordered(before)) return;
-    const bool stores =
-        (before.access & now.access & kWrite) && !((before.access | now.access) & kRead);
-    if (!stores || before.site != now.site) report_race(t, before, now, address, space);
-    repeated_.push_back({before, now, address, space, value_at(t, space, address)});
-  };
-  check(cell.write);
-  if (now.access & kWrite) {
-    check(cell.reader), check(cell.neighbour), check(cell.stranger);
-    if (!(now.access & kUnrecorded)) cell.write = now;
-    return;
-  }
-  if (now.access & kUnrecorded) return;
-  if (!ordered(cell.reader)) {
-    const bool same_warp =
-        cell.reader.block == now.block && cell.reader.thread / 32 == now.thread / 32;
-    (same_warp ? cell.neighbour : cell.stranger) = cell.reader;
-  }
-  cell.reader = now;
-}
-
-void Observer::settle(ThreadState& t) {
-  for (const Repeated& store : repeated_)
-    if (value_at(t, store.space, store.address) != store.value) {
-      const Repeated first = store;
-      repeated_.clear();
-      report_race(t, first.before, first.now, first.address, first.space);
+void Observer::check_shadows(ThreadState& t, uint32_t site, uint64_t address, uint32_t bytes,
+                             uint32_t access) {
+  for (uint32_t i = 0; i < request_.shadow_count; ++i) {
+    const Shadow& shadow = request_.shadows[i];
+    const uint64_t begin = std::max(address, shadow.begin);
+    const uint64_t end = std::min(address + bytes, shadow.begin + shadow.bytes);
+    for (uint64_t at = begin; at < end; ++at) {
+      uint8_t& written = shadow.written[at - shadow.begin];
+      if ((access & kRead) && !written) fail_unwritten(t, site, address, bytes);
+      if (access & kWrite) written = 1;
     }
-  repeated_.clear();
-}
-
-void Observer::report_race(ThreadState& t, const Record& before, const Record& now,
-                           uint64_t address, Space space) {
-  std::string text = "data race on " + std::string(space == kShared ? "shared" : "global") +
-                     " memory: " + describe(now, now.block, *t.home) + " and an earlier " +
-                     describe(before, now.block, *t.home) + ", with nothing that orders them";
-  if (space == kShared) text += " (shared offset " + std::to_string(address) + ")";
-  record_failure(t, now.site, before.site, text);
-  leave(t);
+  }
 }
 
 void Observer::release(ThreadState& t, Clock& into) {
@@ -224,6 +183,7 @@ void Observer::fence(ThreadState& t, bool block_scope) {
     t.flags = kRelease;
   else if (!t.flags)
     t.flags = kRelease | kBlockScope;
+  t.flag_site = 0;
   ++t.clock.threads[t.index];
 }
 

@@ -111,6 +111,37 @@ extern "C" __global__ void relay_by_plain_stores(int* flag, float* data) {
   relay<true, true>(flag, data);
 }
 
+// volatile data needs the fence between it and the flag, whatever fence came before it.
+template <bool kFence> __device__ void volatile_relay(volatile int* flag, volatile float* data) {
+  if (threadIdx.x != 0) return;
+  while (*flag != int(blockIdx.x)) {}
+  __threadfence();
+  *data += 1;
+  if (kFence) __threadfence();
+  *flag = int(blockIdx.x) + 1;
+}
+extern "C" __global__ void volatile_data_fenced(int* flag, float* data) {
+  volatile_relay<true>(flag, data);
+}
+extern "C" __global__ void volatile_data_unfenced(int* flag, float* data) {
+  volatile_relay<false>(flag, data);
+}
+// One fence is enough for the flags that a loop sets.
+extern "C" __global__ void many_flags(volatile int* flags, float* data, float* y) {
+  if (threadIdx.x != 0) return;
+  if (blockIdx.x == 0) {
+    *data = 1;
+    __threadfence();
+#pragma unroll 1
+    for (unsigned i = 1; i < gridDim.x; ++i) flags[i] = 1;
+  } else {
+    __threadfence_block();  // of no use, and no harm
+    while (flags[blockIdx.x] == 0) {}
+    __threadfence();
+    y[blockIdx.x] = *data;
+  }
+}
+
 // The last block to finish sums what all blocks wrote. All threads fence, and one of them counts.
 template <bool kRelease, bool kAcquire>
 __device__ void last_block_sums(int* count, float* partial, float* sum) {

@@ -20,7 +20,7 @@ class KernelError(EmulatorError):
     `thread` (three indices each, or None when the launch itself was refused).
     """
 
-    def __init__(self, kernel, reason, where=None, block=None, thread=None, hint=None):
+    def __init__(self, kernel, reason, where=None, block=None, thread=None, hint=None, more=()):
         self.kernel, self.reason, self.where = kernel, reason, where
         self.block, self.thread = block, thread
         lines = [f"{kernel}: {reason}"]
@@ -30,4 +30,5 @@ class KernelError(EmulatorError):
             lines.append(f"  in block {tuple(block)}, thread {tuple(thread)}")
         if hint:
             lines.append(f"  look at: {hint}")
+        lines += map(str, more)
         super().__init__("\n".join(lines))

@@ -24,10 +24,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+from .arguments import memory_of
 from .build import cache_folder, digest
 from .errors import CompilerError
-from .launch import Module, Options, defaults_over
-from .source import sha256
+from .launch import Module
+from .options import Options, defaults_over
+from .source import capability, capability_number, sha256
 from .translate import parameter_layout
 
 _CUDART = pathlib.Path(__file__).parent / "cudart" / "cudart.cpp"
@@ -37,21 +39,28 @@ _FAULT = 719  # cudaErrorLaunchFailure
 
 
 class Extent(NamedTuple):
-    """The memory of one tensor of a call, from its first element to its last."""
+    """The memory of one tensor of a call, from its first element to its last, or of one allocation.
+
+    written: the address of a byte for each of an allocation's, which says whether it is written
+    """
 
     name: str
     address: int
     bytes: int
+    written: int = 0
 
 
 class Launch(NamedTuple):
-    """One launch of a call; counters is None unless they are asked for."""
+    """One launch of a call; counters is None unless they are asked for, races are those that were
+    seen and not raised.
+    """
 
     kernel: str
     grid: tuple
     block: tuple
     shared: int
     counters: Any
+    races: list
 
 
 class Extension(types.ModuleType):
@@ -62,10 +71,10 @@ class Extension(types.ModuleType):
         self.launches: list[Launch] = []
         self._kernels, self._options = kernels, options
         self._held: Any = weakref.WeakKeyDictionary()  # tensors that an instance was made from
-        self._call = threading.local()
+        self._call, self._raised = threading.local(), library.emulator_raised
         self._callback = _LAUNCHER(self._launch)
         self._connect = functools.partial(
-            library.emulator_connect, self._callback, int(str(arch).rstrip("a"))
+            library.emulator_connect, self._callback, capability_number(arch)
         )
         for name, value in vars(native).items():
             if not name.startswith("__"):
@@ -82,14 +91,19 @@ class Extension(types.ModuleType):
             try:
                 result = function(*arguments, **named)
             except Exception as error:
-                raise (self._call.fault or error) from None
+                raise self._fault() or error from None
             if self._call.fault:
-                raise self._call.fault
+                raise self._fault()
             if inspect.isclass(function):
                 self._held[result] = extents
             return result
 
         return call
+
+    def _fault(self):
+        """The fault that a call raises, which its host code need not have asked for."""
+        self._raised()
+        return self._call.fault
 
     def _extents(self, function, values):
         found = []
@@ -111,7 +125,10 @@ class Extension(types.ModuleType):
 
     def _run(self, name, grid, block, shared, arguments, allocations):
         memory = [*self._call.extents]
-        memory += [Extent(f"allocation {i}", a.address, a.bytes) for i, a in enumerate(allocations)]
+        memory += [
+            Extent(f"allocation {i}", a.address, a.bytes, a.written)
+            for i, a in enumerate(allocations)
+        ]
         options = defaults_over(self._options)
         kernel = self._kernels[name]().with_options(**vars(options) | {"memory": tuple(memory)})[
             name
@@ -119,11 +136,13 @@ class Extension(types.ModuleType):
         layout = parameter_layout(kernel.function)
         values = [ctypes.string_at(arguments[i], size) for i, (_, _, size) in enumerate(layout)]
         kernel[tuple(grid), tuple(block), shared](*values)
-        self.launches.append(Launch(name, tuple(grid), tuple(block), shared, kernel.counters))
+        self.launches.append(
+            Launch(name, tuple(grid), tuple(block), shared, kernel.counters, kernel.races)
+        )
 
 
 class _Allocation(ctypes.Structure):
-    _fields_ = [("address", ctypes.c_uint64), ("bytes", ctypes.c_uint64)]
+    _fields_ = [(name, ctypes.c_uint64) for name in ("address", "bytes", "written")]
 
 
 _U32S = ctypes.POINTER(ctypes.c_uint32)
@@ -136,9 +155,7 @@ _LAUNCHER = ctypes.CFUNCTYPE(
 def _extent(name, tensor):
     if tensor.device.type != "cpu":
         raise TypeError(f"{name}: a tensor on {tensor.device}: the emulator works on CPU tensors")
-    steps = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    size = (steps + 1) * tensor.element_size() if tensor.numel() else 0
-    return Extent(name, tensor.data_ptr(), size)
+    return Extent(name, *memory_of(tensor))
 
 
 # ---- the build ----
@@ -183,7 +200,7 @@ def compile_sources(sources, *, include=(), flags=(), arch=80, arch_of=None):
     command = [_nvcc(), *_FLAGS, *flags, *(f"-I{folder}" for folder in folders)]
 
     def build(file):
-        target = (arch_of or {}).get(file, arch)
+        target = capability((arch_of or {}).get(file, arch))
         return _compile(
             [*command, "-gencode", f"arch=compute_{target},code=compute_{target}"], file
         )

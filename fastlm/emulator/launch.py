@@ -1,121 +1,44 @@
 """Modules, kernels and launches: what `emulator.load` returns."""
 
-import contextlib
 import copy
 import ctypes
 import dataclasses
+import numbers
 import re
 import sys
 
+from . import hints
 from .arguments import memory_ranges, pack_value
 from .build import build
-from .child import launch_in_child
 from .counters import Counters
 from .errors import KernelError
-from .native import SCHEDULES, Library, Request
+from .names import find, source_name
+from .native import SCHEDULES, Request, library
+from .options import Options
 from .parser import parse
+from .races import listed, tables
+from .signature import parameters
 from .translate import kernel_groups, parameter_layout, restrict, source_lines, translate
+from .unwritten import shadows
+from .variables import Variables
 
 _SHARED_LIMITS = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227}  # KiB for one block
-_HINTS = {
-    "data race": "the barrier that should stand between the two lines",
-    "shared memory": "the size of the array, the index, and the shared bytes of the launch",
-    "global memory": "the index, the mask of the last row or tile, and the tensor's size",
-    "misaligned": "the offset of the pointer; vector accesses need their own size as alignment",
-    "diverged": "branches around the instruction: every lane of the warp must reach it together",
-    "barrier": "early returns and branches before the barrier",
-    "cp.async": "the constant of cp.async.wait_group and the wait after the loop",
-    "deadlock": "barriers in branches, and what the waiting threads wait for",
-    "livelock": "the condition of the loop, the parity of the mbarrier, who should set the flag",
-    "fence.proxy.async": "the store before the copy: a fence.proxy.async must follow it",
-    "asynchronous copy": "the wait (cp.async.wait_group, mbarrier) and the barrier after it",
-    "read of shared": "the code that should have filled this part of the array",
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """How a module's kernels run.
-
-    schedule: "order", "reverse" or "random" (with `seed`): which ready thread runs next, and in
-        which order blocks start
-    races, uninitialized: detect data races, and reads of shared memory that was never written
-    bounds: check global accesses against the tensors that the launch was given; without, it runs
-        in a child process, which a wild kernel may bring down
-    late_copies: cp.async and TMA data lands only when the program has waited for it
-    late_wgmma: accumulators hold NaN until wgmma.wait_group
-    proxy_fences: wgmma and TMA may not read what ordinary stores or cp.async wrote before a
-        fence.proxy.async (Triton 3.6 leaves it out after cp.async; 3.9 does not)
-    counters: fill `kernel.counters` at each launch
-    workers: OS threads that run blocks (detectors and counters use one)
-    resident: blocks that may be under way at the same time in each worker
-    spin_limit: turns that polling threads get without any event before it is called a livelock
-    memory: tensors that structs passed by value point to, for `bounds`
-    """
-
-    schedule: str = "order"
-    seed: int = 0
-    races: bool = False
-    uninitialized: bool = False
-    bounds: bool = True
-    late_copies: bool = True
-    late_wgmma: bool = False
-    proxy_fences: bool = True
-    counters: bool = False
-    workers: int = 1
-    resident: int = 256
-    spin_limit: int = 20_000_000
-    memory: tuple = ()
-
-    def __post_init__(self):
-        if self.schedule not in SCHEDULES:
-            raise ValueError(
-                f"schedule '{self.schedule}': one of {', '.join(SCHEDULES)} is accepted"
-            )
-        if self.workers < 1 or self.resident < 1:
-            raise ValueError("workers and resident must be at least 1")
-
-    @property
-    def traced(self):
-        """Whether kernels must be compiled with calls to the detectors and counters."""
-        return self.races or self.uninitialized or self.counters
-
-
-_defaults: dict = {}  # of `defaults`; for all threads, as backward runs in one of its own
-
-
-@contextlib.contextmanager
-def defaults(**options):
-    """Every launch inside runs with these fields of Options, whatever its module was given.
-
-    For kernels that are launched by other code: those of an `extension` and of a `triton_launcher`.
-    Raises TypeError or ValueError for options that there are not.
-    """
-    global _defaults
-    Options(**options)
-    before, _defaults = _defaults, {**_defaults, **options}
-    try:
-        yield
-    finally:
-        _defaults = before
-
-
-def defaults_over(options):
-    """`options` with those of `defaults` in their place."""
-    return dataclasses.replace(options, **_defaults)
 
 
 class Module:
     """The kernels of one PTX text: `module["name"]`, or `module.kernel` if there is only one."""
 
-    def __init__(self, ptx, options=None, shared=0):
+    def __init__(self, ptx, options=None, shared=0, declared=None):
+        """declared: {kernel: [parameters, ...]}, what is known of them (signature.py)"""
         self.ptx, self.options = ptx, options or Options()
         self.ast = parse(ptx)
         self.lines = source_lines(self.ast)
         self.default_shared = shared
         self._groups = {k: tuple(group) for group in kernel_groups(self.ast) for k in group}
-        self._libraries = {}
+        self._libraries, self._tables = {}, {}
         self._functions = {f.name: f for f in self.ast.functions if f.name in self._groups}
+        self.parameters = {n: parameters(f, declared) for n, f in self._functions.items()}
+        self.variables = Variables(self.ast)
 
     @property
     def names(self):
@@ -125,17 +48,19 @@ class Module:
     @property
     def kernel(self):
         if len(self._functions) != 1:
-            raise LookupError(f"the module has {len(self._functions)} kernels: {self.names}")
+            raise LookupError(f"the module has {len(self._functions)} kernels: {self._sources()}")
         return self[self.names[0]]
 
     def __getitem__(self, name):
-        """A kernel by its name, or by the only mangled name that holds it."""
-        matches = [n for n in self._functions if n == name] or [
-            n for n in self._functions if re.search(rf"(?<![a-z_]){re.escape(name)}(?![a-z_])", n)
-        ]
+        """A kernel by its name in the PTX or in the source, such as scale<float, 128>."""
+        matches = find(self.names, name)
         if len(matches) != 1:
-            raise LookupError(f"kernel '{name}': {matches or 'not found'} among {self.names}")
+            found = f"{len(matches)} of that name" if matches else "none"
+            raise LookupError(f"kernel '{name}': expected one of {self._sources()}, got {found}")
         return Kernel(self, self._functions[matches[0]])
+
+    def _sources(self):
+        return ", ".join(map(source_name, self.names)) or "none"
 
     def with_options(self, **changes):
         """The same module with other options; what is compiled is shared."""
@@ -148,18 +73,27 @@ class Module:
         group, traced, late = self._groups[kernel], self.options.traced, self.options.late_wgmma
         if (group, traced, late) not in self._libraries:
             source = translate(restrict(self.ast, group), late)
-            self._libraries[group, traced, late] = Library(build(source, traced))
+            self._libraries[group, traced, late] = library(build(source, traced))
         return self._libraries[group, traced, late]
 
+    def tables(self, kernel):
+        """What the race detector knows of a kernel before it runs."""
+        key = kernel, tuple(self.options.suppress)
+        if key not in self._tables:
+            self._tables[key] = tables(self.ast, kernel, self.lines, self.options.suppress)
+        return self._tables[key]
+
     def variable(self, name):
-        """A writable view (bytes) of a .global or .const variable, as cudaMemcpyToSymbol has it."""
-        for kernel in self.names:
-            found = self.library(kernel).variables.get(name)
-            if found:
-                return memoryview((ctypes.c_char * found.bytes).from_address(found.address)).cast(
-                    "B"
-                )
-        raise LookupError(f"variable '{name}' is not used by any kernel of {self.names}")
+        """A writable view (bytes) of a __device__ or __constant__ variable, called as in the source
+        or in the PTX; cudaMemcpyToSymbol writes there.
+        """
+        known = [v.name for v in self.ast.variables if v.space in ("global", "const")]
+        matches = find(known, name)
+        for kernel in self.names if len(matches) == 1 else ():
+            if matches[0] in self.library(kernel).variables:
+                return self.variables.view(self.library(kernel), matches[0])
+        sources = ", ".join(map(source_name, known)) or "none"
+        raise LookupError(f"variable '{name}': expected one that a kernel uses, of {sources}")
 
 
 class Kernel:
@@ -167,7 +101,9 @@ class Kernel:
 
     def __init__(self, module, function):
         self.module, self.function, self.name = module, function, function.name
+        self.title = source_name(self.name)  # for people
         self.counters = None
+        self.races = []  # of the last launch, where they are looked for
 
     def __getitem__(self, launch):
         grid, block, shared = (*(launch if isinstance(launch, tuple) else (launch,)), None, None)[
@@ -181,18 +117,18 @@ class Kernel:
         required = self.function.directives.get("reqntid")
         if block is None and not required:
             raise TypeError(
-                f"{self.name}: the PTX has no .reqntid, so the launch must name a block"
+                f"{self.title}: the PTX has no .reqntid, so the launch must name a block"
             )
         if block is not None and required and _triple(block) != _triple(required):
             raise TypeError(
-                f"{self.name}: a block of {block}, but the PTX is for {required} threads; "
+                f"{self.title}: a block of {block}, but the PTX is for {required} threads; "
                 "a grid of two dimensions alone is written kernel[(x, y), None]"
             )
         return _triple(required if block is None else block)
 
     def _parameters(self, arguments):
         """Packed arguments, and everything that must stay alive during the launch."""
-        variables = self.function.parameters
+        variables, declared = self.function.parameters, self.module.parameters[self.name]
         missing = variables[len(arguments) :]
         # Triton adds pointers to scratch memory at the end, which its launcher provides.
         if len(missing) == 2 and all(v.type == "u64" for v in missing):
@@ -202,13 +138,14 @@ class Kernel:
             scratch = None
         if len(arguments) != len(variables):
             raise TypeError(
-                f"{self.name} has {len(variables)} parameters, got {len(arguments)} arguments"
+                f"{self.title} has {len(variables)} parameters, got {len(arguments)} arguments"
             )
         packed = bytearray()
-        for value, variable, (_, offset, _) in zip(
-            arguments, variables, parameter_layout(self.function), strict=True
+        for value, variable, parameter, (_, offset, _) in zip(
+            arguments, variables, declared, parameter_layout(self.function), strict=True
         ):
-            packed += bytes(offset - len(packed)) + pack_value(value, variable)
+            data = pack_value(value, variable, parameter, self.title)
+            packed += bytes(offset - len(packed)) + data
         # By-value tensor maps must lie at multiples of 64.
         buffer = (ctypes.c_char * (len(packed) + 64))()
         address = -(-ctypes.addressof(buffer) // 64) * 64
@@ -226,40 +163,49 @@ class Kernel:
             shared_limit=limit,
             schedule=SCHEDULES.index(options.schedule),
             seed=options.seed,
-            workers=1 if options.traced else options.workers,
-            resident=options.resident,
+            workers=options.workers,
+            resident=options.resident or 0,
             spin_limit=options.spin_limit,
             late_copies=options.late_copies,
             late_wgmma=options.late_wgmma,
             check_proxies=options.proxy_fences,
-            detect_races=options.races,
+            detect_races=bool(options.races),
+            all_races=options.races == "all",
             detect_uninitialized=options.uninitialized,
             count=options.counters,
         )
 
     def _launch(self, grid, block, shared, arguments):
-        library = self.module.library(self.name)
+        module, options = self.module, self.module.options
+        library = module.library(self.name)
         address, _kept_alive, scratch = self._parameters(arguments)
         request = self._request(grid, block, shared, address)
-        ranges, names = memory_ranges(self._buffers(arguments, library, scratch))
-        if not self._knows_memory(arguments):
-            result, printed = library.launch(self.name, request)
-        elif self.module.options.bounds:
+        buffers = self._buffers(arguments, library, scratch)
+        ranges, names = memory_ranges(buffers)
+        if self._knows_memory(arguments):
             request.ranges, request.range_count = ranges, len(names)
-            result, printed = library.launch(self.name, request)
-        else:
-            result, printed = launch_in_child(library, self.name, request, ranges)
+        marked = shadows(ranges, buffers.values(), options.uninitialized)
+        request.shadows, request.shadow_count = marked, len(marked)
+        if options.races:
+            for field, value in module.tables(self.name)._asdict().items():
+                setattr(request, field, value)
+        result, printed = library.launch(self.name, request, module.variables.of(library))
         sys.stdout.write(printed)
+        self.races = listed(result, self._describe)
         if result.failure.failed:
-            raise self._error(result.failure, names)
-        if self.module.options.counters:
+            raise self._error(result.failure, names, _triple(block))
+        if any(not race.quiet for race in self.races):
+            raise self._error_of_races()
+        if options.counters:
             self.counters = Counters.from_array(list(result.counters))
 
     def _buffers(self, arguments, library, scratch):
         """All the memory of a launch, by the name that an error gives it."""
         buffers = {
-            f"argument {i} ({v.name})": a
-            for i, (a, v) in enumerate(zip(arguments, self.function.parameters, strict=False))
+            f"argument {i} ({p.name})": a
+            for i, (a, p) in enumerate(
+                zip(arguments, self.module.parameters[self.name], strict=False)
+            )
         }
         for i, a in enumerate(self.module.options.memory):
             buffers[getattr(a, "name", None) or f"memory[{i}]"] = a
@@ -270,25 +216,36 @@ class Kernel:
         """Structs may hold pointers that only the caller knows: then `memory` must name them."""
         opaque = any(isinstance(a, bytes | bytearray | ctypes.Structure) for a in arguments)
         raw = any(
-            isinstance(a, int) and a > 1 << 32 and v.type in ("u64", "b64")
+            isinstance(a, numbers.Integral) and int(a) > 1 << 32 and v.type in ("u64", "b64")
             for a, v in zip(arguments, self.function.parameters, strict=False)
         )
         return bool(self.module.options.memory) or not (opaque or raw)
 
-    def _error(self, failure, names):
+    def _error(self, failure, names, block):
         reason = failure.message.decode(errors="replace")
         reason = re.sub(r"buffer #(\d+)", lambda m: names[int(m.group(1))], reason)
         if failure.failed == 2:  # refused before any thread ran
-            return KernelError(self.name, reason)
-        where = self._describe(failure.site)
-        if failure.other_site:
-            where += f"\n  and {self._describe(failure.other_site)}"
-        hint = next((text for word, text in _HINTS.items() if word in reason), None)
-        return KernelError(self.name, reason, where, list(failure.ctaid), list(failure.tid), hint)
+            return KernelError(self.title, reason)
+        where = self._describe(failure.site, failure.other_site)
+        here, other = (hints.site(self.module.ast, s) for s in (failure.site, failure.other_site))
+        hint = hints.hint(reason, here, other, hints.same_warp(reason, block))
+        return KernelError(self.title, reason, where, [*failure.ctaid], [*failure.tid], hint)
 
-    def _describe(self, ptx_line):
-        if not ptx_line:
-            return "an unknown instruction"
+    def _error_of_races(self):
+        """What is raised at the end of a launch that has gone on after its races."""
+        loud = sum(not race.quiet for race in self.races)
+        first, *more = self.races
+        races = "data race" if loud == 1 else "data races"
+        reason = f"{loud} {races}, and {len(self.races) - loud} that would not be raised; the "
+        reason += f"first: {first.reason}"
+        return KernelError(self.title, reason, first.where, first.block, first.thread, more=more)
+
+    def _describe(self, ptx_line, other=0):
+        """Where a line of the PTX comes from, and another one if there is one."""
+        places = [self._place(line) for line in (ptx_line, other) if line]
+        return "\n  and ".join(places) or "an unknown instruction"
+
+    def _place(self, ptx_line):
         text = " ".join(self.module.ast.lines[ptx_line - 1].split())
         source = self.module.lines.get(ptx_line)
         place = f"PTX line {ptx_line}: {text[:100]}"

@@ -1,8 +1,11 @@
 """The C structures of runtime/machine.h and tables.h, and the libraries that speak them."""
 
 import ctypes
+import functools
 import threading
-from ctypes import c_char, c_char_p, c_uint32, c_uint64, c_void_p
+from ctypes import c_char, c_char_p, c_uint8, c_uint32, c_uint64, c_void_p
+
+from . import variables
 
 SCHEDULES = ("order", "reverse", "random")
 MAX_COUNTERS = 64
@@ -14,6 +17,10 @@ _LAUNCHING = threading.Lock()
 
 class Range(ctypes.Structure):
     _fields_ = [("begin", c_uint64), ("bytes", c_uint64)]
+
+
+class Shadow(ctypes.Structure):
+    _fields_ = [("begin", c_uint64), ("bytes", c_uint64), ("written", c_void_p)]
 
 
 class Request(ctypes.Structure):
@@ -36,6 +43,13 @@ class Request(ctypes.Structure):
         ("detect_races", c_uint32),
         ("detect_uninitialized", c_uint32),
         ("count", c_uint32),
+        ("all_races", c_uint32),
+        ("shadows", ctypes.POINTER(Shadow)),
+        ("shadow_count", c_uint32),
+        ("lines", c_uint32),
+        ("load_uses", ctypes.POINTER(c_uint64)),
+        ("store_bits", ctypes.POINTER(c_uint64)),
+        ("suppressed", ctypes.POINTER(c_uint8)),
     ]
 
 
@@ -50,11 +64,28 @@ class Failure(ctypes.Structure):
     ]
 
 
+class RaceRecord(ctypes.Structure):
+    _fields_ = [
+        ("text", c_char * 256),
+        ("site", c_uint32),
+        ("other_site", c_uint32),
+        ("quiet", c_uint32),
+        ("ctaid", c_uint32 * 3),
+        ("tid", c_uint32 * 3),
+        ("count", c_uint64),
+    ]
+
+
 class Result(ctypes.Structure):
+    """`race_list` are the RaceRecords, which the library has freed."""
+
+    race_list: list
     _fields_ = [
         ("failure", Failure),
         ("counters", c_uint64 * MAX_COUNTERS),
         ("printed", c_void_p),
+        ("races", ctypes.POINTER(RaceRecord)),
+        ("race_count", c_uint64),
     ]
 
 
@@ -68,6 +99,7 @@ class KernelInfo(ctypes.Structure):
         ("variables", c_void_p),
         ("variable_count", c_uint32),
         ("async_proxy", c_uint32),
+        ("synchronizes_grid", c_uint32),
     ]
 
 
@@ -90,13 +122,22 @@ class StackPool(ctypes.Structure):
     _fields_ = [("take", c_void_p), ("give", c_void_p)]
 
 
+@functools.cache
+def library(path):
+    """The Library at a path."""
+    return Library(path)
+
+
 _stacks: list = []  # the pool of the first library, which all use (fiber.cpp)
 
 
 class Library:
-    """A compiled module: `kernels` and `variables` by name, and `launch`."""
+    """A compiled module: `kernels` and `variables` by name, what the variables hold at first, and
+    `launch`. There is one for each path, as a process loads a library once.
+    """
 
     def __init__(self, path):
+        self.path = path
         self._library = ctypes.CDLL(str(path))
         pool = StackPool.in_dll(self._library, "emulator_stacks")
         if not _stacks:
@@ -104,15 +145,26 @@ class Library:
         pool.take, pool.give = _stacks[0].take, _stacks[0].give
         self.kernels = _table(self._library, "emulator_kernels", KernelInfo)
         self.variables = _table(self._library, "emulator_variables", VariableInfo)
+        self.initial = {n: ctypes.string_at(v.address, v.bytes) for n, v in self.variables.items()}
 
-    def launch(self, kernel, request):
-        """Runs a kernel; returns (Result, text that it printed). The GIL is released meanwhile."""
+    def launch(self, kernel, request, values):
+        """Runs a kernel; returns (Result, text that it printed). The GIL is released meanwhile.
+
+        values: {name: bytearray} of the variables, which change unless the kernel faults
+        """
         result = Result()
         info = ctypes.byref(self.kernels[kernel])
         with _LAUNCHING:
+            variables.load(self, values)
             self._library.emulator_launch(info, ctypes.byref(request), ctypes.byref(result))
+            if not result.failure.failed:
+                variables.store(self, values)
         printed = b""
         if result.printed:
             printed = ctypes.string_at(result.printed)
             self._library.emulator_free(c_void_p(result.printed))
+        result.race_list = [
+            RaceRecord.from_buffer_copy(result.races[i]) for i in range(result.race_count)
+        ]
+        self._library.emulator_free(result.races)
         return result, printed.decode(errors="replace")

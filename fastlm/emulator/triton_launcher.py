@@ -2,7 +2,9 @@
 kernel[grid](*arguments).
 """
 
-from .launch import Module, Options, defaults_over
+from .launch import Module
+from .options import Options, defaults_over
+from .signature import of_triton
 from .source import compile_triton
 from .tensor_map import tensor_map
 
@@ -33,7 +35,7 @@ class TritonLauncher:
                 "pass the function inside an autotuner (its .fn) with the configuration you mean"
             )
         self.kernel, self.arch, self.options = kernel, arch, Options(**options)
-        self.counters = None
+        self.counters, self.races = None, []  # of the last launch
         self._modules = {}
 
     def __getitem__(self, grid):
@@ -53,15 +55,18 @@ class TritonLauncher:
         key = (tuple(signature.items()), repr(constants), tuple(attrs), *compile_options.items())
         if key not in self._modules:
             found = self._compile(signature, constants, attrs, compile_options)
-            module = Module(found.asm["ptx"], self.options, found.metadata.shared)
+            declared = of_triton(self.kernel, signature)
+            module = Module(found.asm["ptx"], self.options, found.metadata.shared, declared)
             self._modules[key] = module, getattr(found.metadata, "tensordesc_meta", None)
         module, maps = self._modules[key]
         options = vars(defaults_over(self.options))
         described = tuple(value.base for value in run_time if _is_descriptor(value))
         options["memory"] = (*options["memory"], *described)
         kernel = module.with_options(**options).kernel
-        kernel[grid, None](*_parameters(run_time, maps))
-        self.counters = kernel.counters
+        try:
+            kernel[grid, None](*_parameters(run_time, maps))
+        finally:
+            self.counters, self.races = kernel.counters, kernel.races
 
     def _compile(self, signature, constants, attrs, compile_options):
         return compile_triton(

@@ -1,5 +1,6 @@
 """PTX's types and the C++ types that stand for them."""
 
+import functools
 import re
 
 from .errors import TranslationError
@@ -19,6 +20,7 @@ FLOATS = ("f16", "bf16", "f32", "f64")
 HALVES = ("f16", "bf16")
 
 
+@functools.cache
 def type_bytes(name):
     """Size of a PTX type such as "b32"; a predicate takes one byte."""
     if name in PACKED:

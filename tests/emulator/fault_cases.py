@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from fastlm import emulator
+
 from .test_fused_kernels import run_attention, run_cross_entropy, run_layer_norm
 from .test_hopper import run_gemm
 
@@ -67,6 +69,10 @@ def _x(n):
     return lambda: _floats(n)
 
 
+def _unwritten(n):
+    return lambda: emulator.unwritten(torch.empty(n))
+
+
 FAULTS = [
     # barriers and collectives
     Fault(
@@ -123,6 +129,26 @@ FAULTS = [
         _small("uninitialized", (1, 64), _x(64)),
         "nobody has written",
         UNINITIALIZED,
+    ),
+    *(
+        Fault(name, _small(kernel, (1, 1), _x(8), n), found)
+        for kernel in ("local_overrun", "local_overrun_in_a_function")
+        for name, n, found in (
+            (kernel.replace("_", " "), 9, "local memory read out of bounds: .* byte 32 "),
+            (kernel.replace("_", " ") + ", exact", 8, None),
+        )
+    ),
+    Fault(
+        "read of an unwritten result",
+        _small("adds_to", (1, 8), _unwritten(8), _x(8)),
+        r"global memory that nobody has written: 4 bytes at byte 0 of argument 0 \(p\)",
+        UNINITIALIZED,
+    ),
+    Fault(
+        "store to an unwritten result",
+        _small("stores_to", (1, 8), _unwritten(8), _x(8)),
+        None,
+        RACES | UNINITIALIZED,
     ),
     Fault("stack overflow", _small("endless_recursion", (1, 1), _ints()), "stack overflow"),
     Fault(
@@ -235,6 +261,12 @@ FAULTS = [
     Fault(
         "wait for a flag that nobody sets",
         _small("waits_for_nobody", (1, 32), _ints()),
+        "livelock",
+        {"spin_limit": 100_000},
+    ),
+    Fault(
+        "lock that nobody releases",
+        _small("lock_never_released", (1, 32), _ints()),
         "livelock",
         {"spin_limit": 100_000},
     ),

@@ -100,10 +100,27 @@ def test_cooperative_groups_synchronise_the_grid(cuda, options):
     assert y.tolist() == [10, 20, 30, 40, 0]
 
 
+@pytest.mark.parametrize("options", [{}, {"races": True}], ids=str)
+def test_a_thousand_blocks_synchronise(cuda, options):
+    places, y = (torch.zeros(1000, dtype=torch.int32) for _ in range(2))
+    cuda("language", **options)["cooperative"][1000, 32](places, y)
+    assert torch.equal(y, (torch.arange(1000, dtype=torch.int32) + 1) % 1000 * 10)
+
+
+def test_a_cooperative_grid_that_no_gpu_holds_is_refused(cuda):
+    places, y = (torch.zeros(5000, dtype=torch.int32) for _ in range(2))
+    kernel = cuda("language")["cooperative"]
+    # An H100's 132 multiprocessors hold 32 blocks each, or two blocks of 1024 threads.
+    with pytest.raises(emulator.KernelError, match=r"5000 blocks .* at most 4224 are"):
+        kernel[5000, 32](places, y)
+    with pytest.raises(emulator.KernelError, match=r"at most 264 are; .*CooperativeLaunchTooLarge"):
+        kernel[265, 1024](places, y)
+
+
 def test_blocks_beyond_the_resident_ones_never_start(cuda):
     arrived, places, y = (torch.zeros(8, dtype=torch.int32) for _ in range(3))
     module = cuda("language", resident=4, spin_limit=10_000)
-    with pytest.raises(emulator.KernelError, match="livelock"):
+    with pytest.raises(emulator.KernelError, match=r"livelock.*; 4 blocks have not started"):
         module["grid_barrier"][8, 32](arrived, places, y)
 
 

@@ -1,15 +1,11 @@
 """Bad PTX, unknown instructions, wrong launches: errors that say what and where."""
 
-import os
-import signal
-
 import numpy as np
 import pytest
 import torch
 
 from fastlm import emulator
 from fastlm.emulator import build
-from fastlm.emulator.native import Library
 
 HEAD = ".version 9.0\n.target sm_80\n.address_size 64\n"
 
@@ -153,8 +149,12 @@ def test_arguments_that_do_not_fit(parameter, value, error):
 def test_options_are_checked():
     with pytest.raises(ValueError, match="schedule 'backwards'"):
         emulator.load(ptx(), schedule="backwards")
-    with pytest.raises(ValueError, match="workers"):
+    with pytest.raises(ValueError, match="workers: expected at least 1, got 0"):
         emulator.load(ptx(), workers=0)
+    with pytest.raises(ValueError, match="workers: expected 1 with races"):
+        emulator.load(ptx(), workers=2, races=True)
+    with pytest.raises(TypeError, match="bounds"):
+        emulator.load(ptx(), bounds=False)
 
 
 def test_missing_compilers_are_named(monkeypatch, tmp_path):
@@ -207,20 +207,3 @@ def test_memory_that_was_not_given_is_out_of_bounds():
     run(store, x.data_ptr())
     with pytest.raises(emulator.KernelError, match="out of bounds"):
         run(store, x.data_ptr(), memory=(torch.zeros(1),))
-
-
-def test_without_bounds_a_kernel_runs_in_a_process_of_its_own():
-    store = ptx("ld.param.u64 %rd1, [p];", "mov.u32 %r1, 7;", "st.global.u32 [%rd1+4], %r1;",
-                "st.global.u32 [%rd1+16], %r1;")  # fmt: skip
-    x = np.zeros(8, dtype=np.int32)
-    run(store, x[:4], bounds=False)
-    assert x.tolist() == [0, 7, 0, 0, 0, 0, 0, 0]  # what lies behind the array is untouched
-    run(store, x.ctypes.data, bounds=False)  # of unknown size, it could not be brought back
-    assert x.tolist() == [0, 7, 0, 0, 7, 0, 0, 0]
-
-
-def test_a_kernel_that_kills_its_process_is_an_error(monkeypatch):
-    store = ptx("ld.param.u64 %rd1, [p];", "mov.u32 %r1, 7;", "st.global.u32 [%rd1+4], %r1;")
-    monkeypatch.setattr(Library, "launch", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(emulator.KernelError, match=r"process died \(SIGKILL\)"):
-        run(store, torch.zeros(4, dtype=torch.int32), bounds=False)

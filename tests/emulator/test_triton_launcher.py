@@ -60,6 +60,15 @@ def test_a_fault_in_a_triton_kernel_is_found(kernels):
     assert "triton_kernels.py:" in error.value.where
 
 
+def test_data_of_another_type_than_the_signature_says(kernels):
+    signature = {"x_ptr": "*fp32", "y_ptr": "*fp32", "cols": "i32"}
+    module = emulator.load(kernels.softmax_rows, signature=signature, constexprs={"BLOCK": 128})
+    x, y = torch.randn(2, 100), torch.zeros(2, 100)
+    module.kernel[2, None](x, y, 100)
+    with pytest.raises(TypeError, match="parameter y_ptr: expected a tensor of float32"):
+        module.kernel[2, None](x, y.half(), 100)
+
+
 def test_what_cannot_be_launched():
     with pytest.raises(TypeError, match="no compiled-mode"):
         emulator.triton_launcher(print)

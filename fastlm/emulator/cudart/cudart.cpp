@@ -21,8 +21,9 @@ struct Configuration {
   size_t shared;
   cudaStream_t stream;
 };
-struct Allocation {
+struct Allocation {  // and for each of its bytes, whether it has been written
   uint64_t address, bytes;
+  uint8_t* written;
 };
 // Returns a cudaError_t. The arguments are those of cudaLaunchKernel, then all allocations.
 using Launcher = int (*)(const char* kernel, const uint32_t* grid, const uint32_t* block,
@@ -32,7 +33,7 @@ struct Device {
   int arch = 80;
   std::unordered_map<const void*, std::string> names;  // of kernels, by their host function
   std::unordered_map<const void*, int> shared_limits;  // that cudaFuncSetAttribute has raised
-  std::map<uint64_t, uint64_t> memory;                 // address and bytes
+  std::map<uint64_t, std::vector<uint8_t>> memory;     // by address: `written` of an Allocation
 };
 
 Device& device() {  // used by constructors of other files: made when first needed
@@ -59,6 +60,11 @@ int most_shared() { return (device().arch >= 90 ? 227 : 163) * 1024; }
 EXPORT void emulator_connect(Launcher to, int arch) {
   launcher = to;
   device().arch = arch;
+}
+
+// The fault of a kernel has been raised: host code that did not ask for it shall not find it later.
+EXPORT void emulator_raised() {
+  if (last_error == cudaErrorLaunchFailure) last_error = cudaSuccess;
 }
 
 // ---- what nvcc's stubs call ----
@@ -101,7 +107,8 @@ cudaError_t cudaLaunchKernel(const void* host, dim3 grid, dim3 block, void** arg
     return remember(cudaErrorInvalidConfiguration);
   if (shared > size_t(allowed)) return remember(cudaErrorInvalidValue);
   std::vector<Allocation> memory;
-  for (const auto& [address, bytes] : device().memory) memory.push_back({address, bytes});
+  for (auto& [address, written] : device().memory)
+    memory.push_back({address, written.size(), written.data()});
   const uint32_t grid_size[] = {grid.x, grid.y, grid.z}, block_size[] = {block.x, block.y, block.z};
   return remember(
       static_cast<cudaError_t>(launcher(device().names.at(host).c_str(), grid_size, block_size,
@@ -217,7 +224,7 @@ cudaError_t cudaMalloc(void** pointer, size_t bytes) {
   *pointer = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
   if (!*pointer) return remember(cudaErrorMemoryAllocation);
   std::memset(*pointer, 0xff, bytes);
-  device().memory[reinterpret_cast<uint64_t>(*pointer)] = bytes;
+  device().memory[reinterpret_cast<uint64_t>(*pointer)].resize(bytes);
   return cudaSuccess;
 }
 cudaError_t cudaFree(void* pointer) {
@@ -237,13 +244,23 @@ cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps*) {
   return cudaSuccess;
 }
 cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
+static void mark_written(void* pointer, size_t bytes) {
+  const auto begin = reinterpret_cast<uint64_t>(pointer);
+  auto after = device().memory.upper_bound(begin);
+  if (after == device().memory.begin()) return;
+  auto& [address, written] = *--after;
+  const uint64_t first = begin - address;
+  for (uint64_t i = first; i < first + bytes && i < written.size(); ++i) written[i] = 1;
+}
 cudaError_t cudaMemsetAsync(void* pointer, int value, size_t bytes, cudaStream_t) {
   std::memset(pointer, value, bytes);
+  mark_written(pointer, bytes);
   return cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
                             cudaStream_t) {
   std::memcpy(to, from, bytes);
+  mark_written(to, bytes);
   return cudaSuccess;
 }
 

@@ -4,6 +4,8 @@
 // the ISA asks, and a source is read only then; code that waits too little computes with NaN or
 // reads what has been overwritten since.
 #pragma once
+#include <map>
+
 #include "copies.h"
 #include "machine.h"
 #include "matrix.h"

@@ -1,37 +1,58 @@
-// Vector clocks: for each thread of the block, the last of its epochs that is known to have passed.
-// Knowledge of other blocks is rare (it comes through fences and atomics) and kept aside.
+// Happens-before, as vector clocks: for each thread, the last of its epochs that is known to have
+// passed. A thread knows most of its own block, whose epochs lie in a plain array; what it knows of
+// other blocks comes through fences and atomics, and is shared by all who have learned the same.
 #pragma once
-#include <algorithm>
+#include <array>
 #include <cstdint>
-#include <map>
+#include <memory>
 #include <vector>
 
 namespace emulator {
 
-struct Clock {
-  std::vector<uint32_t> threads;                      // of the own block; empty: nothing known
-  std::map<uint64_t, std::vector<uint32_t>> foreign;  // by block number
+using Epochs = std::vector<uint32_t>;  // of the threads of one block
 
-  static void join_threads(std::vector<uint32_t>& into, const std::vector<uint32_t>& other) {
-    if (into.size() < other.size()) into.resize(other.size());
-    for (size_t i = 0; i < other.size(); ++i) into[i] = std::max(into[i], other[i]);
-  }
-  // `other` was made by a thread of block `from`, this one belongs to block `own`.
-  void join(const Clock& other, uint64_t from, uint64_t own) {
-    if (from == own)
-      join_threads(threads, other.threads);
-    else
-      join_threads(foreign[from], other.threads);
-    for (const auto& [block, known] : other.foreign)
-      join_threads(block == own ? threads : foreign[block], known);
-  }
-  void join(const Clock& other) { join(other, 0, 0); }  // both of one block
-  bool knows(uint64_t block, uint32_t thread, uint32_t epoch, uint64_t own) const {
-    if (block == own) return threads[thread] >= epoch;
-    const auto found = foreign.find(block);
-    return found != foreign.end() && found->second.size() > thread &&
-           found->second[thread] >= epoch;
-  }
+// What is known of any number of blocks. A copy costs a pointer: the parts are never changed.
+class Snapshot {
+ public:
+  bool empty() const { return !blocks_; }
+  void join(const Snapshot& other);
+  void join(uint64_t block, const Epochs& epochs);
+  // The epochs of one block; null: nothing is known of it.
+  const Epochs* of(uint64_t block) const;
+  // Joins are remembered, because the threads of a block make the same ones at a barrier.
+  static void forget_joins();
+
+ private:
+  struct Known {
+    uint64_t block;
+    std::shared_ptr<const Epochs> epochs;
+  };
+  using Blocks = std::shared_ptr<const std::vector<Known>>;  // by block number; null: empty
+  struct Joined {
+    Blocks first, second, both;
+  };
+  using Joins = std::array<Joined, 64>;
+  static Joins& joins();
+  static Blocks join(const Blocks& first, const Blocks& second);
+
+  Blocks blocks_;
+};
+
+// What one thread knows, or several of its block together.
+struct Clock {
+  Epochs threads;  // of the own block; empty: nothing known
+  Snapshot others;
+  // What fences made public: a strong write publishes it for the GPU, or for the block alone. It is
+  // carried by barriers, since all threads may fence before one of them sets a flag.
+  Snapshot fenced, fenced_in_block;
+  // What strong reads found published. It counts as known after the next fence.
+  Snapshot found, found_in_block;
+
+  void join(const Clock& other);  // of the same block
+  void join(const Snapshot& other, uint64_t own_block);
+  void fence(uint64_t own_block, bool block_scope);
+  Snapshot snapshot(uint64_t own_block) const;
+  bool knows(uint64_t block, uint32_t thread, uint32_t epoch, uint64_t own_block) const;
 };
 
 }  // namespace emulator

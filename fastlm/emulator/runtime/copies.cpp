@@ -1,4 +1,5 @@
 // cp.async, and the proxies that TMA and wgmma see memory through.
+#include <algorithm>
 #include <cstring>
 
 #include "async.h"

@@ -71,8 +71,11 @@ void Observer::count_requests(const Requests& requests, uint64_t* counters) {
 }
 
 void Observer::finish_block(BlockState& block) {
-  for (const auto& [key, requests] : blocks_[block.number].requests)
+  const BlockTrace& trace = blocks_[block.number];
+  for (const auto& [key, requests] : trace.requests)
     count_requests(requests, block.launch->result.counters);
+  for (const Suspect& known : trace.suspects)
+    if (known.uses) note(block.threads[known.race.now.thread], known.race, Quiet::kUnused);
   blocks_.erase(block.number);
 }
 

@@ -12,6 +12,8 @@
 namespace emulator {
 namespace {
 
+constexpr int kMadviseGuard = 102;  // MADV_GUARD_INSTALL, which older headers do not have
+
 std::mutex pool_mutex;
 std::vector<char*> pool;
 
@@ -28,7 +30,12 @@ char* take_stack() {
   void* memory = mmap(nullptr, page + kStackBytes, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
-  mprotect(memory, page, PROT_NONE);
+  // A guard that does not split the mapping (from Linux 6.13 on), or one that does: of mappings a
+  // process has 65530. Without a guard, a thread would write over the stack below.
+  if (madvise(memory, page, kMadviseGuard) != 0 && mprotect(memory, page, PROT_NONE) != 0) {
+    munmap(memory, page + kStackBytes);
+    throw std::bad_alloc();
+  }
   return static_cast<char*>(memory) + page;
 }
 
@@ -88,8 +95,8 @@ void switch_context(Context& from, Context& to) {
 }
 #endif
 
-// A process has 65530 maps, and a stack with its guard page takes two of them: every library that
-// is loaded uses the pool of the first (native.py).
+// Stacks and their guards are many mappings: every library that is loaded uses the pool of the
+// first (native.py).
 extern "C" EMULATOR_EXPORT StackPool emulator_stacks;
 StackPool emulator_stacks = {take_stack, give_stack};
 

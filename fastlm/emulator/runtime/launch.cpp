@@ -1,4 +1,5 @@
 // The seam to Python: one launch, its result, and the faults that must not end the process.
+#include <algorithm>
 #include <csetjmp>
 #include <csignal>
 #include <cstdio>
@@ -102,16 +103,38 @@ void check_request(const Request& request, const KernelInfo& kernel) {
     throw std::string("more than " + std::to_string(kRanges - 1) + " buffers");
 }
 
+// Blocks that an H100 holds at a time: 132 multiprocessors with 32 blocks, 64 warps and the shared
+// memory of the largest block each, of which every block takes 1 KiB more than it asks for.
+uint64_t most_resident(const Request& request, const KernelInfo& kernel) {
+  if (request.resident) return request.resident;
+  constexpr uint64_t kMultiprocessors = 132, kBlocks = 32, kWarps = 64, kSystemShared = 1024;
+  const uint64_t threads = uint64_t(request.block[0]) * request.block[1] * request.block[2];
+  const uint64_t shared = uint64_t(kernel.static_shared) + request.dynamic_shared + kSystemShared;
+  const uint64_t by_warps = kWarps / ((threads + 31) / 32);
+  const uint64_t by_shared = (request.shared_limit + kSystemShared) / shared;
+  return kMultiprocessors * std::min({kBlocks, by_warps, by_shared});
+}
+
+std::string too_large(uint64_t blocks, uint64_t most) {
+  return "the grid synchronises, so its " + std::to_string(blocks) +
+         " blocks must be resident together, and at most " + std::to_string(most) +
+         " are; on a GPU such a launch fails with cudaErrorCooperativeLaunchTooLarge";
+}
+
 }  // namespace
 
 Launch::Launch(const Request& request, const KernelInfo& kernel, Result& result)
-    : request(request), kernel(kernel), result(result) {
+    : request(request),
+      kernel(kernel),
+      result(result),
+      most_resident(emulator::most_resident(request, kernel)) {
   // No ranges: every entry is the whole address space, so that any hint is right.
-  for (int i = 0; i < kRanges; ++i) ranges[i] = request.range_count ? Range{} : Range{0, ~0ull};
+  for (int i = 0; i < kRanges; ++i) ranges[i] = request.ranges ? Range{} : Range{0, ~0ull};
   for (uint32_t i = 0; i < request.range_count; ++i) ranges[i] = request.ranges[i];
-  if (request.range_count)
+  if (request.ranges)
     ranges[kRanges - 1] = {reinterpret_cast<uint64_t>(grid_workspace), sizeof grid_workspace};
   const uint64_t blocks = uint64_t(request.grid[0]) * request.grid[1] * request.grid[2];
+  if (kernel.synchronizes_grid && blocks > most_resident) throw too_large(blocks, most_resident);
   order.resize(blocks);
   for (uint64_t i = 0; i < blocks; ++i)
     order[i] = request.schedule == uint32_t(Schedule::kReverse) ? blocks - 1 - i : i;
@@ -136,6 +159,16 @@ void record_failure(Thread& t, uint32_t site, uint32_t other_site, const std::st
   launch.stop = true;
 }
 
+void refuse_grid(Launch& launch, uint64_t most) {
+  const std::lock_guard<std::mutex> lock(results_mutex);
+  Failure& failure = launch.result.failure;
+  if (failure.failed) return;
+  const std::string text = too_large(launch.order.size(), most);
+  std::snprintf(failure.message, sizeof failure.message, "%s", text.c_str());
+  failure.failed = 2;
+  launch.stop = true;
+}
+
 void append_printed(Launch& launch, const std::string& text) {
   const std::lock_guard<std::mutex> lock(results_mutex);
   launch.printed += text;
@@ -152,6 +185,22 @@ void search_ranges(Thread& t, uint32_t site, uint64_t address, uint32_t bytes, u
   fail_bounds(t, site, kGlobal, address, bytes, access);
 }
 
+// Names the local array that the address is nearest to.
+[[noreturn]] static void fail_local(Thread& t, uint32_t site, uint64_t address, uint32_t bytes,
+                                    const char* what) {
+  const LocalArray* array = t.arrays;
+  if (!array) fail(t, site, "local memory %s: no function that runs has a local array", what);
+  const auto outside = [&](const LocalArray& a) {
+    return address < a.begin ? a.begin - address : address + bytes - (a.begin + a.bytes);
+  };
+  for (const LocalArray* outer = array->outer; outer; outer = outer->outer)
+    if (outside(*outer) < outside(*array)) array = outer;
+  fail(t, site,
+       "local memory %s out of bounds: %u bytes at byte %lld of local arrays of %llu bytes", what,
+       bytes, static_cast<long long>(address - array->begin),
+       static_cast<unsigned long long>(array->bytes));
+}
+
 void fail_bounds(Thread& t, uint32_t site, Space space, uint64_t address, uint32_t bytes,
                  uint32_t access) {
   const char* what = access & kWrite ? "write" : "read";
@@ -160,6 +209,7 @@ void fail_bounds(Thread& t, uint32_t site, Space space, uint64_t address, uint32
          "shared memory %s out of bounds: %u bytes at offset %lld, the block has %u bytes "
          "and its arrays have gaps between them",
          what, bytes, static_cast<long long>(address), t.block->shared_bytes);
+  if (space == kLocal) fail_local(t, site, address, bytes, what);
   // Name the buffer that ends (or begins) nearest to the address.
   int nearest = -1;
   uint64_t distance = ~0ull;
@@ -190,6 +240,7 @@ extern "C" EMULATOR_EXPORT int emulator_launch(const KernelInfo* kernel, const R
     run_worker(launch, request->seed);
     for (std::thread& other : others) other.join();
     result->printed = strdup(launch.printed.c_str());
+    if (launch.observer) launch.observer->list_races(*result);
   } catch (const std::string& reason) {
     std::snprintf(result->failure.message, sizeof result->failure.message, "%s", reason.c_str());
     result->failure.failed = 2;

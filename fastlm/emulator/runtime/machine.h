@@ -24,30 +24,52 @@ class Observer;
 
 enum class Schedule : uint32_t { kOrder, kReverse, kRandom };
 
-// The seam to Python (launch.py mirrors these three with ctypes).
+// The seam to Python (native.py mirrors these with ctypes).
+struct Shadow {  // for each of `bytes` from `begin` on, whether it has been written
+  uint64_t begin, bytes;
+  uint8_t* written;
+};
 struct Request {
   const void* parameters;
-  const Range* ranges;  // memory the kernel may touch; empty: any
+  const Range* ranges;  // memory the kernel may touch; null: any
   uint32_t range_count;
   uint32_t grid[3], block[3];
   uint32_t dynamic_shared, shared_limit;
   uint32_t schedule;
   uint64_t seed;
-  uint32_t workers, resident;  // OS threads; blocks that may wait for each other in each of them
+  uint32_t workers, resident;  // OS threads; blocks under way in each of them, 0: a GPU's
   uint64_t spin_limit;         // turns that spinning threads get while nothing else happens
   uint32_t late_copies, late_wgmma, check_proxies;
   uint32_t detect_races, detect_uninitialized, count;  // for kernels compiled with tracing
+  uint32_t all_races;                                  // go on after a race
+  const Shadow* shadows;  // global memory whose first writes are watched
+  uint32_t shadow_count;
+  // By PTX line, of `lines`: which stores use what a load has read, the bit of a store, and whether
+  // races of the instruction are suppressed (dataflow.py, races.py).
+  uint32_t lines;
+  const uint64_t *load_uses, *store_bits;
+  const uint8_t* suppressed;
 };
 struct Failure {
   char message[768];
   uint32_t failed, site, other_site;
   uint32_t ctaid[3], tid[3];
 };
+// Why a race is listed and not raised.
+enum class Quiet : uint32_t { kLoud, kSameValue, kUnused, kSuppressed };
+struct Race {  // of two instructions: the first time that it was seen, and how often it was
+  char text[256];
+  uint32_t site, other_site, quiet;
+  uint32_t ctaid[3], tid[3];
+  uint64_t count;
+};
 constexpr int kCounters = 64;
 struct Result {
   Failure failure;
   uint64_t counters[kCounters];
-  char* printed;  // what printf wrote; freed by emulator_free
+  char* printed;  // what printf wrote; freed by emulator_free, as the races are
+  Race* races;
+  uint64_t race_count;
 };
 
 struct Launch {
@@ -57,6 +79,7 @@ struct Launch {
   Range ranges[kRanges];
   uint32_t grid_workspace[8] = {};
   std::vector<uint64_t> order;  // of the blocks
+  uint64_t most_resident;       // blocks that each worker may have under way
   std::atomic<uint64_t> next{0}, progress{0};
   std::atomic<bool> stop{false};
   std::string printed;
@@ -102,7 +125,12 @@ struct ThreadState : Thread {
   std::vector<uint32_t> copy_groups;     // ends of the committed groups in `copies`
   std::vector<SharedVariable> unfenced;  // written through the generic proxy, no proxy fence yet
   Clock clock;                           // what happened before now, as far as this thread knows
-  Clock fence, block_fence, acquired;    // what its fences publish, and will make it know
+  // kRelease after a fence, up to the next write that is not of the same volatile instruction: that
+  // instruction sets a flag. With kBlockScope it does so for the own block alone; without it writes
+  // to shared memory do not count.
+  uint32_t flags, flag_site;
+  uint64_t stored;  // bits of the stores that it has made
+  bool suspected;   // has read what another overwrites: see Suspect
 };
 
 struct BlockState : Block {
@@ -131,8 +159,13 @@ struct Worker {
   std::vector<std::unique_ptr<BlockState>> resident, idle;
   BlockState* block = nullptr;  // the one being run
   uint64_t spins = 0, progress_seen = 0;
+  uint64_t most_resident;  // blocks
+  size_t place = 0;        // of the resident block whose turn it is
+  bool news = false;       // something happened since the spinning threads last looked
+  size_t starts = 0;       // blocks to start before they look again
 
-  Worker(Launch& launch, uint64_t seed) : launch(launch), random_state(seed) {}
+  Worker(Launch& launch, uint64_t seed)
+      : launch(launch), random_state(seed), most_resident(launch.most_resident) {}
   ~Worker();
   void run();
   uint32_t random(uint32_t bound);
@@ -143,7 +176,7 @@ struct Worker {
   ThreadState* pick_in(BlockState&);
   bool start_block();
   bool heard_progress();
-  bool wake_spinners();
+  size_t wake_spinners();  // the number of blocks that they are in
   void retire_blocks();
   void report_deadlock();
   uint32_t choose(uint32_t set);
@@ -161,6 +194,8 @@ void spin(Thread&, uint32_t site);
 void finish_thread(ThreadState&);
 // The first failure of a launch is kept; every worker stops at its next choice of a thread.
 void record_failure(Thread&, uint32_t site, uint32_t other_site, const std::string& text);
+// Ends a launch whose blocks all wait for each other and are more than `most`.
+void refuse_grid(Launch&, uint64_t most);
 void append_printed(Launch&, const std::string& text);
 [[noreturn]] void leave(Thread&);  // abandons the launch after record_failure
 // Records that something happened which a spinning thread may have waited for.

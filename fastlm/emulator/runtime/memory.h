@@ -45,9 +45,13 @@ inline char* shared_at(Thread& t, uint64_t offset, uint32_t site) {
   return block.shared + offset;
 }
 
-// Local memory is the fiber's own stack: nobody else can see it, so only alignment is checked.
+// Local memory is the fiber's own stack, where each array is known as long as its function runs.
 template <uint32_t kBytes, uint32_t kAccess>
 inline char* local_at(Thread& t, uint64_t address, uint32_t site) {
+  const LocalArray* array = t.arrays;
+  while (array && (address < array->begin || address - array->begin + kBytes > array->bytes))
+    array = array->outer;
+  if (__builtin_expect(!array, 0)) fail_bounds(t, site, kLocal, address, kBytes, kAccess);
   if (__builtin_expect(address % kBytes != 0, 0))
     fail(t, site, "misaligned access: %u bytes in local memory", kBytes);
   if (EMULATOR_TRACED) observe(t, site, kLocal, address, kBytes, kAccess);

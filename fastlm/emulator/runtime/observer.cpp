@@ -1,37 +1,53 @@
 #include "observer.h"
 
-#include <cstdio>
+#include <algorithm>
 
+#include "async.h"
 #include "counters.h"
 
 namespace emulator {
 namespace {
 
 enum ByteState : uint8_t { kOutside, kUnwritten, kWritten, kCopying };
-constexpr uint64_t kPageBytes = 4096, kGranuleBytes = 2;
 
-std::string describe(const Record& record, uint32_t own_block, const BlockState& block) {
-  const uint32_t* n = block.ntid;
-  char text[128];
-  const char* what =
-      record.access & kWrite ? (record.access & kRead ? "atomic update" : "write") : "read";
-  const uint32_t threads = n[0] * n[1] * n[2];
-  if (record.thread >= threads)
-    std::snprintf(text, sizeof text, "read by wgmma of threads %u and up",
-                  (record.thread - threads) * kWarpgroupThreads);
-  else
-    std::snprintf(text, sizeof text, "%s by thread (%u, %u, %u)", what, record.thread % n[0],
-                  record.thread / n[0] % n[1], record.thread / (n[0] * n[1]));
-  std::string result = text;
-  if (record.block != own_block) result += " of block number " + std::to_string(record.block);
-  return result;
+// A copy that is still to fill these bytes, named by where it was started.
+[[noreturn]] void fail_in_flight(ThreadState& t, uint32_t site, uint64_t offset, uint32_t bytes) {
+  const BlockState& block = *t.home;
+  const auto covers = [&](uint64_t begin, uint64_t size) {
+    return begin < offset + bytes && offset < begin + size;
+  };
+  uint32_t copy = 0;
+  for (uint32_t i = 0; i < block.thread_count; ++i)
+    for (const AsyncCopy& c : block.threads[i].copies)
+      if (covers(c.destination, c.bytes)) copy = c.site;
+  bool is_bulk = false;
+  for (const BulkCopy& c : block.engine->loads)
+    if (covers(c.shared, c.bytes)) copy = c.site, is_bulk = true;
+  record_failure(t, site, copy,
+                 "read of shared memory that an asynchronous copy is still to fill: offset " +
+                     std::to_string(offset) + ", " + std::to_string(bytes) + " bytes" +
+                     (is_bulk ? ", of a bulk copy" : ""));
+  leave(t);
 }
 
-uint16_t value_at(const ThreadState& t, Space space, uint64_t address) {
-  uint16_t value;
-  const char* at = space == kShared ? t.block->shared + address : reinterpret_cast<char*>(address);
-  __builtin_memcpy(&value, at, sizeof value);
-  return value;
+[[noreturn]] void fail_unwritten(ThreadState& t, uint32_t site, uint64_t address, uint32_t bytes) {
+  if (!request_of(t).ranges)
+    fail(t, site, "read of global memory that nobody has written: %u bytes at address 0x%llx",
+         bytes, static_cast<unsigned long long>(address));
+  uint8_t buffer = 0;
+  search_ranges(t, site, address, bytes, kRead, buffer);
+  fail(t, site,
+       "read of global memory that nobody has written: %u bytes at byte %llu of buffer #%u", bytes,
+       static_cast<unsigned long long>(address - t.ranges[buffer].begin), buffer);
+}
+
+// What a fence makes of a volatile write: see ThreadState::flags.
+uint32_t flag_of(ThreadState& t, uint32_t site, Space space) {
+  if (space == kGlobal || (t.flags & kBlockScope)) {
+    if (t.flag_site && t.flag_site != site) t.flags = 0;
+    t.flag_site = site;
+  }
+  return t.flags;
 }
 
 }  // namespace
@@ -66,7 +82,8 @@ void Observer::start_block(BlockState& block) {
   if (request_.detect_races) trace.cells.assign(bytes / kGranuleBytes + 1, Cell{});
   for (uint32_t i = 0; i < block.thread_count; ++i) {
     ThreadState& t = block.threads[i];
-    t.clock = t.fence = t.block_fence = t.acquired = Clock{};
+    t.clock = Clock{};
+    t.flags = t.flag_site = 0, t.stored = 0, t.suspected = false;
     t.clock.threads.assign(block.thread_count + kWarpgroups, 0);
     t.clock.threads[i] = 1;
   }
@@ -76,20 +93,29 @@ void Observer::access(ThreadState& t, uint32_t site, Space space, uint64_t addre
                       uint32_t access) {
   settle(t);
   BlockTrace& trace = blocks_[t.home->number];
-  if (request_.count) count(t, trace, site, space, address, bytes, access);
+  if (request_.count && !(access & kTensorCopy))
+    count(t, trace, site, space, address, bytes, access);
   if (space == kLocal) return;
   if (space == kShared) check_initialized(t, trace, site, address, bytes, access);
+  if (space == kGlobal) check_shadows(t, site, address, bytes, access);
   if (!request_.detect_races) return;
+  const bool may_be_flag = (access & kVolatile) && (access & kWrite);
+  const uint32_t flag = may_be_flag ? flag_of(t, site, space) : 0;
   const Record now{static_cast<uint32_t>(t.home->number),
                    t.clock.threads[t.index],
                    site,
                    static_cast<uint16_t>(t.index),
                    0,
-                   static_cast<uint8_t>(access)};
+                   static_cast<uint8_t>(access | flag)};
   check_races(t, trace, now, space, address, bytes);
-  // Shared offsets are made unlike those of other blocks and unlike host addresses.
+  if ((access & kWrite) && site < request_.lines) {
+    t.stored |= request_.store_bits[site];
+    if (t.suspected) check_suspects(t, trace, request_.store_bits[site]);
+  }
   if (access & kStrong)
-    synchronize(t, space == kShared ? t.home->number << 20 | address : address, access);
+    synchronize(t, trace, space, address, access);
+  else if ((access & kWrite) && (space == kGlobal || (t.flags & kBlockScope)))
+    t.flags = 0;
 }
 
 void Observer::begin_products(BlockState& block, uint32_t warpgroup) {
@@ -127,79 +153,23 @@ void Observer::check_initialized(ThreadState& t, BlockTrace& trace, uint32_t sit
     if ((access & kRead) && byte == kUnwritten && request_.detect_uninitialized)
       fail(t, site, "read of shared memory that nobody has written: offset %llu, %u bytes",
            static_cast<unsigned long long>(offset), bytes);
-    if ((access & kRead) && byte == kCopying)
-      fail(t, site,
-           "read of shared memory that an asynchronous copy is still to fill: offset %llu, "
-           "%u bytes",
-           static_cast<unsigned long long>(offset), bytes);
+    if ((access & kRead) && byte == kCopying) fail_in_flight(t, site, offset, bytes);
     if (access & kWrite) byte = access & kInFlight ? kCopying : kWritten;
   }
 }
 
-Cell& Observer::cell_at(BlockTrace& trace, Space space, uint64_t granule) {
-  if (space == kShared) return trace.cells[granule];
-  Page& page = pages_[granule * kGranuleBytes / kPageBytes];
-  if (page.empty()) page.resize(kPageBytes / kGranuleBytes);
-  return page[granule % (kPageBytes / kGranuleBytes)];
-}
-
-void Observer::check_races(ThreadState& t, BlockTrace& trace, Record now, Space space,
-                           uint64_t address, uint32_t bytes) {
-  for (uint64_t g = address / kGranuleBytes; g * kGranuleBytes < address + bytes; ++g) {
-    const bool low = g * kGranuleBytes >= address, high = g * kGranuleBytes + 1 < address + bytes;
-    now.bytes = static_cast<uint8_t>(low | high << 1);
-    check_cell(t, cell_at(trace, space, g), now, g * kGranuleBytes, space);
-  }
-}
-
-void Observer::check_cell(ThreadState& t, Cell& cell, const Record& now, uint64_t address,
-                          Space space) {
-  const auto ordered = [&](const Record& before) {
-    return before.epoch == 0 || t.clock.knows(before.block, before.thread, before.epoch, now.block);
-  };
-  const auto check = [&](const Record& before) {
-    const bool both_strong = (before.access & kStrong) && (now.access & kStrong);
-    const bool same_scope =
-        before.block == now.block || !((before.access | now.access) & kBlockScope);
-    if (!(before.bytes & now.bytes) || (both_strong && same_scope) || ordered(before)) return;
-    const bool stores =
-        (before.access & now.access & kWrite) && !((before.access | now.access) & kRead);
-    if (!stores || before.site != now.site) report_race(t, before, now, address, space);
-    repeated_.push_back({before, now, address, space, value_at(t, space, address)});
-  };
-  check(cell.write);
-  if (now.access & kWrite) {
-    check(cell.reader), check(cell.neighbour), check(cell.stranger);
-    if (!(now.access & kUnrecorded)) cell.write = now;
-    return;
-  }
-  if (now.access & kUnrecorded) return;
-  if (!ordered(cell.reader)) {
-    const bool same_warp =
-        cell.reader.block == now.block && cell.reader.thread / 32 == now.thread / 32;
-    (same_warp ? cell.neighbour : cell.stranger) = cell.reader;
-  }
-  cell.reader = now;
-}
-
-void Observer::settle(ThreadState& t) {
-  for (const Repeated& store : repeated_)
-    if (value_at(t, store.space, store.address) != store.value) {
-      const Repeated first = store;
-      repeated_.clear();
-      report_race(t, first.before, first.now, first.address, first.space);
+void Observer::check_shadows(ThreadState& t, uint32_t site, uint64_t address, uint32_t bytes,
+                             uint32_t access) {
+  for (uint32_t i = 0; i < request_.shadow_count; ++i) {
+    const Shadow& shadow = request_.shadows[i];
+    const uint64_t begin = std::max(address, shadow.begin);
+    const uint64_t end = std::min(address + bytes, shadow.begin + shadow.bytes);
+    for (uint64_t at = begin; at < end; ++at) {
+      uint8_t& written = shadow.written[at - shadow.begin];
+      if ((access & kRead) && !written) fail_unwritten(t, site, address, bytes);
+      if (access & kWrite) written = 1;
     }
-  repeated_.clear();
-}
-
-void Observer::report_race(ThreadState& t, const Record& before, const Record& now,
-                           uint64_t address, Space space) {
-  std::string text = "data race on " + std::string(space == kShared ? "shared" : "global") +
-                     " memory: " + describe(now, now.block, *t.home) + " and an earlier " +
-                     describe(before, now.block, *t.home) + ", with nothing that orders them";
-  if (space == kShared) text += " (shared offset " + std::to_string(address) + ")";
-  record_failure(t, now.site, before.site, text);
-  leave(t);
+  }
 }
 
 void Observer::release(ThreadState& t, Clock& into) {
@@ -208,37 +178,45 @@ void Observer::release(ThreadState& t, Clock& into) {
 }
 
 void Observer::fence(ThreadState& t, bool block_scope) {
-  t.clock.join(t.acquired);
-  t.acquired = Clock{};
-  t.block_fence = t.clock;
-  if (!block_scope) t.fence = t.clock;
+  t.clock.fence(t.home->number, block_scope);
+  if (!block_scope)
+    t.flags = kRelease;
+  else if (!t.flags)
+    t.flags = kRelease | kBlockScope;
+  t.flag_site = 0;
   ++t.clock.threads[t.index];
 }
 
 // Strong accesses carry what fences, releases and acquires around them say. What a thread read by a
 // relaxed access becomes known to it at its next fence.
-void Observer::synchronize(ThreadState& t, uint64_t address, uint32_t access) {
+void Observer::synchronize(ThreadState& t, BlockTrace& trace, Space space, uint64_t address,
+                           uint32_t access) {
+  const bool releases = access & kRelease;
+  const bool brings = (access & kWrite) && (releases || !t.clock.fenced_in_block.empty());
+  if (!brings && !trace.published.count(address) && !published_.count(address)) return;
   const uint64_t own = t.home->number;
-  const bool block_scope = access & kBlockScope;
-  const bool plain = !(access & (kAcquire | kRelease)) && t.block_fence.threads.empty();
-  if (plain && !published_.count(address)) return;  // neither brings nor takes an edge
-  Published& gpu = published_[address];
-  Published& local = published_in_block_[{address, own}];
-  if (access & kRead) {
-    Clock& known = access & kAcquire ? t.clock : t.acquired;
-    known.join(local.clock, own, own);
-    if (!block_scope) known.join(gpu.clock, gpu.block, own);
+  const bool block_scope = (access & kBlockScope) || space == kShared;
+  Published of_shared;  // shared memory publishes nothing for the GPU
+  Published& wide = space == kGlobal ? published_[address] : of_shared;
+  Published& narrow = trace.published[address];
+  if (space == kGlobal && narrow.stores != wide.stores) narrow = Published{{}, wide.stores};
+  if ((access & kRead) && (access & kAcquire)) {
+    t.clock.join(narrow.known, own);
+    if (!block_scope) t.clock.join(wide.known, own);
+  } else if ((access & kRead) && !(access & kNoResult)) {
+    t.clock.found_in_block.join(narrow.known);
+    if (!block_scope) t.clock.found.join(wide.known);
   }
   if (!(access & kWrite)) return;
-  const bool update = access & kRead;  // an atomic continues what it found, a store replaces it
-  const Clock& wide = (access & kRelease) && !block_scope ? t.clock : t.fence;
-  const Clock& narrow = access & kRelease ? t.clock : t.block_fence;
-  Published before = update ? std::move(gpu) : Published{};
-  gpu = Published{wide, own};
-  gpu.clock.join(before.clock, before.block, own);
-  if (!update) local.clock = Clock{};
-  local.clock.join(narrow);
-  if (access & kRelease) ++t.clock.threads[t.index];
+  // An atomic continues what it found, a store replaces it.
+  if (!(access & kRead)) {
+    wide = Published{{}, wide.stores + 1};
+    narrow = Published{{}, wide.stores};
+  }
+  const Snapshot all = releases ? t.clock.snapshot(own) : Snapshot{};
+  narrow.known.join(releases ? all : t.clock.fenced_in_block);
+  if (!block_scope) wide.known.join(releases ? all : t.clock.fenced);
+  if (releases) ++t.clock.threads[t.index];
 }
 
 }  // namespace emulator

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -14,6 +15,8 @@ namespace {
 constexpr uint32_t kSpinTurns = 1u << 28;   // trips round loops before a thread is called stuck
 constexpr size_t kArenaBytes = 256 * 1024;  // more than any GPU's shared memory of a block
 constexpr size_t kArenaAlignment = 1024;    // swizzles repeat every 1024 bytes
+
+const char* const kPolling = "a loop that waits for other threads";
 
 thread_local Worker* active_worker = nullptr;
 
@@ -95,6 +98,7 @@ void BlockState::start(uint64_t linear) {
   for (uint32_t i = 0; i < thread_count; ++i) {
     threads[i].done = false;
     threads[i].fuel = kSpinTurns;
+    threads[i].arrays = nullptr;
     threads[i].copies.clear(), threads[i].copy_groups.clear();
   }
   if (launch->observer) launch->observer->start_block(*this);
@@ -120,7 +124,7 @@ void spin(Thread& t, uint32_t site) {
   Warp& warp = *t.warp;
   warp.spinning |= 1u << t.lane;
   warp.block->spinning_warps |= 1u << warp.index;
-  wait(t, "a loop that waits for other threads", site);
+  wait(t, kPolling, site);
 }
 
 void finish_thread(ThreadState& t) {
@@ -176,14 +180,15 @@ ThreadState* Worker::pick_in(BlockState& candidate) {
 }
 
 bool Worker::start_block() {
-  if (resident.size() >= launch.request.resident || launch.next >= launch.order.size())
-    return false;
+  if (resident.size() >= most_resident || launch.next >= launch.order.size()) return false;
   if (idle.empty()) {
     const uint32_t* size = launch.request.block;
     try {
       idle.push_back(std::make_unique<BlockState>(*this, launch, size[0] * size[1] * size[2]));
     } catch (const std::bad_alloc&) {
-      return false;  // no stacks for another resident block; the first one always fits
+      most_resident = resident.size();  // no stacks for another; the first one always fits
+      if (launch.kernel.synchronizes_grid) refuse_grid(launch, most_resident);
+      return false;
     }
   }
   const uint64_t turn = launch.next.fetch_add(1);
@@ -201,19 +206,19 @@ bool Worker::heard_progress() {
   return news;
 }
 
-bool Worker::wake_spinners() {
-  bool any = false;
+size_t Worker::wake_spinners() {
+  size_t blocks = 0;
   for (auto& candidate : resident) {
+    blocks += candidate->spinning_warps != 0;
     for (uint32_t set = candidate->spinning_warps; set; set &= set - 1) {
       Warp& warp = candidate->warps[__builtin_ctz(set)];
       spins += static_cast<uint64_t>(__builtin_popcount(warp.spinning));
       make_ready(warp, warp.spinning);
       warp.spinning = 0;
-      any = true;
     }
     candidate->spinning_warps = 0;
   }
-  return any;
+  return blocks;
 }
 
 void Worker::retire_blocks() {
@@ -235,12 +240,26 @@ ThreadState* Worker::pick() {
     if (launch.stop) return nullptr;
     // A block in which every thread is blocked is a deadlock: no other block can help it.
     bool deadlocked = false;
-    for (auto& candidate : resident) {
-      if (candidate->ready_warps) return pick_in(*candidate);
-      deadlocked |= !candidate->spinning_warps;
+    for (size_t i = 0; i < resident.size(); ++i) {
+      if (place >= resident.size()) place = 0;
+      BlockState& candidate = *resident[place];
+      if (candidate.ready_warps) return pick_in(candidate);
+      deadlocked |= !candidate.spinning_warps;
+      ++place;
     }
     if (deadlocked) return nullptr;
-    if (heard_progress() && wake_spinners()) continue;
+    // After any progress the spinning threads may go on. Where all blocks wait for all, they would
+    // look up once for each block that starts: so the more look up, the more start in between.
+    news |= heard_progress();
+    if (news && starts && start_block()) {
+      --starts;
+      continue;
+    }
+    if (news) {
+      news = false;
+      starts = wake_spinners();
+      if (starts) continue;
+    }
     if (start_block()) continue;
     if (spins > launch.request.spin_limit || !wake_spinners()) return nullptr;
   }
@@ -260,6 +279,7 @@ void Worker::run() {
 }
 
 void Worker::report_deadlock() {
+  const bool is_livelock = spins > launch.request.spin_limit;
   std::map<std::string, uint32_t> reasons;
   ThreadState* stuck = nullptr;
   for (auto& candidate : resident)
@@ -267,14 +287,21 @@ void Worker::report_deadlock() {
       ThreadState& t = candidate->threads[i];
       if (t.done) continue;
       ++reasons[t.waiting_for];
-      if (!stuck) stuck = &t;
+      // Of a livelock, a thread that polls tells more than those that wait for it.
+      if (!stuck || (is_livelock && t.waiting_for == kPolling && stuck->waiting_for != kPolling))
+        stuck = &t;
     }
   if (!stuck) return;
-  std::string text = spins > launch.request.spin_limit ? "livelock:" : "deadlock:";
+  std::string text = is_livelock ? "livelock:" : "deadlock:";
   for (auto& [what, count] : reasons)
     text += " " + std::to_string(count) + " threads in " + what + ",";
   text.back() = ' ';
-  record_failure(*stuck, stuck->waiting_site, 0, text + "and nothing left to run");
+  text += "and nothing left to run";
+  if (const uint64_t waiting =
+          launch.order.size() - std::min(launch.order.size(), launch.next.load()))
+    text += "; " + std::to_string(waiting) + " blocks have not started: at most " +
+            std::to_string(most_resident) + " are resident";
+  record_failure(*stuck, stuck->waiting_site, 0, text);
 }
 
 void leave(Thread& t) {

@@ -22,6 +22,7 @@ struct KernelInfo {
   const SharedVariable* variables;
   uint32_t variable_count;
   uint32_t async_proxy;  // the module has wgmma or TMA: track who wrote what without a proxy fence
+  uint32_t synchronizes_grid;  // as cooperative groups do: all blocks must be resident
 };
 
 struct VariableInfo {  // a .global or .const variable

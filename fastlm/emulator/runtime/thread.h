@@ -17,17 +17,21 @@ constexpr int kRanges = 256;
 constexpr uint64_t kStackBytes = 512 * 1024;  // of one thread: its local memory and its calls
 
 // How an instruction touches memory. Strong accesses (volatile, relaxed, atomic) do not race with
-// each other; acquire and release also order the accesses around them.
+// each other, unless both are volatile and no fence makes the write a flag; acquire and release
+// also order the accesses around them.
 enum Access : uint32_t {
   kRead = 1,
   kWrite = 2,
   kStrong = 4,
   kAcquire = 8,
   kRelease = 16,
-  kBlockScope = 32,   // .cta: orders threads of one block only
-  kMatrix = 64,       // a row of ldmatrix or stmatrix
-  kUnrecorded = 128,  // checked against earlier accesses, not remembered for later ones
-  kInFlight = 256,    // the data is still to come: nobody may read it before observe_landing
+  kBlockScope = 32,  // .cta: orders threads of one block only
+  kVolatile = 64,
+  kUnrecorded = 128,   // checked against earlier accesses, not remembered for later ones
+  kInFlight = 256,     // the data is still to come: nobody may read it before observe_landing
+  kMatrix = 512,       // a row of ldmatrix or stmatrix
+  kNoResult = 1024,    // red: the value that it changes is not returned, so it acquires nothing
+  kTensorCopy = 2048,  // a row of a tensor copy: no request that is counted
 };
 enum Space : uint32_t { kGlobal, kShared, kLocal };
 
@@ -40,6 +44,8 @@ struct Block {
   uint64_t grid_workspace;  // of cooperative groups: the barrier of the grid lies 4 bytes in
 };
 
+struct LocalArray;
+
 // One CUDA thread, run by one fiber.
 struct Thread {
   const Range* ranges;
@@ -48,8 +54,25 @@ struct Thread {
   Warp* warp;
   uint32_t lane, index;  // index: linear thread number in the block
   uint32_t tid[3];
-  uint64_t stack;    // lowest address of the fiber's stack: local memory
-  uint64_t* counts;  // instructions by class, where they are counted
+  uint64_t stack;            // lowest address of the fiber's stack: local memory
+  const LocalArray* arrays;  // of the function that runs, then of its callers
+  uint64_t* counts;          // instructions by class, where they are counted
+};
+
+// Local memory that a function has, from its call to its end: nobody may touch the rest of the
+// stack.
+struct LocalArray {
+  LocalArray(Thread& thread, const char* memory, uint64_t size)
+      : begin(reinterpret_cast<uint64_t>(memory)),
+        bytes(size),
+        outer(thread.arrays),
+        owner(thread) {
+    thread.arrays = this;
+  }
+  ~LocalArray() { owner.arrays = outer; }
+  const uint64_t begin, bytes;
+  const LocalArray* const outer;
+  Thread& owner;
 };
 
 // `site` everywhere below is the PTX line of the instruction: errors are traced back through it.

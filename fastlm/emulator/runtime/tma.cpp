@@ -1,4 +1,5 @@
 // TMA: tensor boxes with swizzle and zero fill, plain bulk copies, and their completion.
+#include <algorithm>
 #include <cstring>
 
 #include "async.h"
@@ -69,7 +70,8 @@ void move_row(Thread& t, const BulkCopy& copy, uint32_t row, bool inside, uint64
   }
 }
 
-void move_box(Thread& t, const BulkCopy& copy) {
+// visit(row, whether it lies in the tensor, begin) for each row of the box.
+template <class Visit> void each_row(const BulkCopy& copy, Visit&& visit) {
   const TensorMap& map = copy.map;
   uint32_t rows = 1;
   for (uint32_t i = 1; i < copy.rank; ++i) rows *= map.box[i];
@@ -83,12 +85,30 @@ void move_box(Thread& t, const BulkCopy& copy) {
       inside &= at >= 0 && at < int64_t(map.dims[i]);
       begin += static_cast<uint64_t>(at) * map.strides[i - 1];
     }
-    move_row(t, copy, row, inside, begin);
+    visit(row, inside, begin);
   }
 }
 
+// Loads are seen when they are issued, by the thread that may have waited for what they read.
+void observe_box(Thread& t, const BulkCopy& copy) {
+  const uint32_t bytes = kElementBytes[copy.map.element_type];
+  each_row(copy, [&](uint32_t, bool inside, uint64_t begin) {
+    const int64_t first = std::max<int64_t>(0, copy.coordinates[0]);
+    const int64_t end =
+        std::min<int64_t>(copy.map.dims[0], int64_t(copy.coordinates[0]) + copy.map.box[0]);
+    if (inside && first < end)
+      observe(t, copy.site, kGlobal, begin + uint64_t(first) * bytes, uint32_t(end - first) * bytes,
+              (copy.to_shared ? kRead : kWrite) | kTensorCopy);
+  });
+}
+
 void move(Thread& t, const BulkCopy& copy) {
-  if (copy.tensor) return move_box(t, copy);
+  if (copy.tensor) {
+    if (!copy.to_shared) observe_box(t, copy);
+    return each_row(copy, [&](uint32_t row, bool inside, uint64_t begin) {
+      move_row(t, copy, row, inside, begin);
+    });
+  }
   char* shared = t.block->shared + copy.shared;
   char* global = reinterpret_cast<char*>(copy.global);
   if (!copy.to_shared) check_proxy(t, copy.site, copy.shared, copy.bytes, "bulk store");
@@ -124,6 +144,7 @@ void start(Thread& t, BulkCopy copy) {
       engine.stores.push_back(copy);
     return;
   }
+  if (copy.tensor) observe_box(t, copy);
   mbarrier_issued(t, copy.mbarrier);
   clear_generic_writes(block_of(t), copy.shared, copy.bytes);
   if (!late) return finish_load(t, copy);

@@ -1,5 +1,7 @@
 #include "warp.h"
 
+#include <algorithm>
+
 #include "async.h"
 #include "machine.h"
 #include "observer.h"

@@ -1,4 +1,5 @@
 // wgmma: the product of a 64 x 16 and a 16 x N matrix by the 128 threads of a warpgroup.
+#include <algorithm>
 #include <cstring>
 
 #include "arithmetic.h"

@@ -14,5 +14,13 @@ from . import (  # noqa: F401  (importing registers their instructions)
     warp,
 )
 from .module import kernel_groups, parameter_layout, restrict, source_lines, translate
+from .registry import instruction_class
 
-__all__ = ["kernel_groups", "parameter_layout", "restrict", "source_lines", "translate"]
+__all__ = [
+    "instruction_class",
+    "kernel_groups",
+    "parameter_layout",
+    "restrict",
+    "source_lines",
+    "translate",
+]

@@ -57,7 +57,8 @@ def _elements(fn, kind, operand):
 @instruction("atom", "red", counted="kAtomic")
 def atomic(fn, modifiers, operands):
     kind = modifiers.type()
-    access = _modifiers(modifiers, "kRead | kWrite | kStrong")
+    base = "kRead | kWrite | kStrong" + (" | kNoResult" if modifiers.opcode == "red" else "")
+    access = _modifiers(modifiers, base)
     space = space_of(modifiers)
     operation = modifiers.need(*_OPERATIONS)
     count = int(modifiers.choice("v2", "v4", "v8", default="v1")[1:])

@@ -17,7 +17,7 @@ def _jump(fn, name):
     if not fn.is_backward(label):
         return f"goto {label};"
     # A loop that polls memory lets the other threads run; any other only has to end one day.
-    turn = "spin" if fn.polls() else "loop"
+    turn = "spin" if fn.polls else "loop"
     return f"{turn}(t, {fn.site}); goto {label};"
 
 

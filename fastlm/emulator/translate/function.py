@@ -5,6 +5,7 @@ import re
 from ..errors import TranslationError
 from ..syntax import Instruction, Label, Location, Registers, Scope, Table, Variable
 from ..types import CPP, FLOATS, HALVES, PACKED, bits_type, register_type, type_bytes
+from .polling import polls
 from .registry import Modifiers, find
 
 _SPECIAL = {
@@ -61,7 +62,7 @@ class FunctionTranslator:
         self.locals = {}  # .local arrays and .param buffers of calls
         self.shared = {}  # .shared variables of this function: offset
         self.site = 0
-        self._spinning = self._find_polling()
+        self.polls = polls(function)  # whether its loops may wait for another thread
 
     # ---- body
 
@@ -155,7 +156,10 @@ class FunctionTranslator:
         name = f"m{cpp_name(variable.name)}_{len(self.declarations)}"
         self.locals[variable.name] = name
         size = max(1, type_bytes(variable.type) * (variable.count or 1))
-        self.declarations.append(f"alignas({max(16, variable.align)}) char {name}[{size}];")
+        self.declarations.append(
+            f"alignas({max(16, variable.align)}) char {name}[{size}]; "
+            f"const LocalArray a{name}(t, {name}, {size});"
+        )
 
     # ---- names
 
@@ -174,19 +178,6 @@ class FunctionTranslator:
 
     def is_backward(self, label):
         return label in self._seen_labels
-
-    def polls(self):
-        """Whether loops of this function may wait for another thread to write memory."""
-        return self._spinning
-
-    def _find_polling(self):
-        text = "\n".join(s.text for s in self.function.body if isinstance(s, Instruction))
-        if re.search(r"\b(ld\.(volatile|relaxed|acquire)|nanosleep|atom\.\S*(cas|exch))", text):
-            return True
-        for result in re.findall(r"\batom\.\S+ (%\w+),", text):
-            if len(re.findall(rf"{re.escape(result)}\b", text)) > 1:
-                return True
-        return False
 
     # ---- operands
 

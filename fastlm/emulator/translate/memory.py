@@ -26,8 +26,8 @@ def access_of(modifiers, base):
     scope = scope_of(modifiers)
     if order in (None, "weak"):
         return base
-    extra = {"acquire": " | kAcquire", "release": " | kRelease"}.get(order, "")
-    return f"{base} | kStrong{extra}{scope}"
+    extra = {"acquire": " | kAcquire", "release": " | kRelease", "volatile": " | kVolatile"}
+    return f"{base} | kStrong{extra.get(order, '')}{scope}"
 
 
 def location(fn, operand, space, size, access):

@@ -146,10 +146,11 @@ class ModuleTranslator:
         table = ", ".join(f"{{{offset}, {length}}}" for offset, length in placed)
         name = cpp_name(function.name)
         proxy = int(uses_async_proxy(self.ast))
+        cooperative = int(_synchronizes_grid(self.ast, function.name))
         return (
             f"static const SharedVariable s{name}[] = {{{table or '{0, 0}'}}};\n"
             f'{{"{function.name}", k{name}, {end}, {self.dynamic_alignment()}, {size}, '
-            f"s{name}, {len(placed)}, {proxy}}},"
+            f"s{name}, {len(placed)}, {proxy}, {cooperative}}},"
         )
 
 
@@ -193,6 +194,17 @@ def uses_async_proxy(module):
         for f in module.functions
         for s in f.body or []
         if isinstance(s, Instruction)
+    )
+
+
+def _synchronizes_grid(module, kernel):
+    """Whether a kernel asks for the barrier of the grid that a cooperative launch provides."""
+    reachable = _reachable(module, kernel)
+    return any(
+        isinstance(s, Instruction) and "%envreg2" in s.text
+        for f in module.functions
+        if f.name in reachable
+        for s in f.body or []
     )
 
 

@@ -32,6 +32,11 @@ def find(opcode):
     return _TRANSLATORS[opcode]
 
 
+def instruction_class(opcode):
+    """The class that an instruction is counted in."""
+    return find(opcode)[1]
+
+
 class Modifiers:
     """The dotted parts of an instruction, taken one by one by its translator.
 

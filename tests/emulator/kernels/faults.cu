@@ -72,6 +72,28 @@ __device__ __noinline__ int deeper(int n, int* p) {
   return n < 0 ? 0 : deeper(n + 1, p) + frame[p[0] % 64];
 }
 extern "C" __global__ void endless_recursion(int* p) { p[0] = deeper(0, p); }
+extern "C" __global__ void local_overrun(float* p, int n) {  // an index that no compiler knows
+  float a[8];
+  for (int i = 0; i < 8; ++i) a[i] = p[i];
+  for (int i = 0; i < n; ++i) a[i * 7 % n] += a[i];
+  p[0] = a[n - 1];
+}
+__device__ __noinline__ float sum_of(const float* a, int n) {
+  float sum = 0;
+  for (int i = 0; i < n; ++i) sum += a[i * 7 % n];
+  return sum;
+}
+extern "C" __global__ void local_overrun_in_a_function(float* p, int n) {
+  float a[8];
+  for (int i = 0; i < 8; ++i) a[i] = p[i];
+  p[0] = sum_of(a, n);
+}
+extern "C" __global__ void adds_to(float* p, const float* x) { p[threadIdx.x] += x[threadIdx.x]; }
+extern "C" __global__ void stores_to(float* p, const float* x) { p[threadIdx.x] = x[threadIdx.x]; }
+extern "C" __global__ void counts_in(float* p) { atomicAdd(p, 1.0f); }
+extern "C" __global__ void lock_never_released(int* l) {
+  while (atomicCAS(l, 0, 1) != 0) {}
+}
 extern "C" __global__ void wild_pointer(float** p) { *p[0] = 1; }
 
 // A value handed from block 1 to block 0 through a flag: with and without fences.

@@ -115,8 +115,27 @@ def test_arguments_are_torchs():
     if theirs is None:
         pytest.skip("this torch has no linear_cross_entropy")
     found = list(inspect.signature(ops.linear_cross_entropy).parameters)
-    wanted = [name for name in inspect.signature(theirs).parameters if name != "options"]
+    wanted = list(inspect.signature(theirs).parameters)
     assert found[: len(wanted)] == wanted
+
+
+def test_torchs_own_samples():
+    """PyTorch tests its function on these: other ranks, probabilities, every argument."""
+    database = pytest.importorskip("torch.testing._internal.common_methods_invocations")
+    infos = [o for o in database.op_db if o.name == "nn.functional.linear_cross_entropy"]
+    if not infos:
+        pytest.skip("this torch has no linear_cross_entropy")
+    samples = [s for o in infos for s in o.sample_inputs("cpu", F32, requires_grad=True)]
+    assert len(samples) > 200
+    for sample in samples:
+        theirs = {name: value for name, value in sample.kwargs.items() if name != "options"}
+        leaves = [sample.input, sample.args[0]]
+        ours = ops.linear_cross_entropy(sample.input, *sample.args, **sample.kwargs)
+        wanted = F.linear_cross_entropy(sample.input, *sample.args, **theirs)
+        torch.testing.assert_close(ours, wanted)
+        found = torch.autograd.grad(ours.sum(), leaves)
+        for a, b in zip(found, torch.autograd.grad(wanted.sum(), leaves), strict=True):
+            torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("upstream", [1.0, 0.3])

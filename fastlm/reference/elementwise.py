@@ -29,7 +29,10 @@ def gelu_forward(x, bias, approximate):
 
 def gelu_backward(dy, x, bias, approximate):
     """(dx, dbias); dbias is empty where there is no bias."""
-    grad = torch.ops.aten.gelu_backward(wide(dy), _biased(x, bias), approximate=approximate)
+    u = _biased(x, bias)
+    # Far out the slope is 0 or 1, but torch's formula overflows. Infinity gives NaN, as in torch.
+    u = u.clamp(-1e4, 1e4) + (u - u)
+    grad = torch.ops.aten.gelu_backward(wide(dy), u, approximate=approximate)
     if bias is None:
         return grad.to(x.dtype), grad.new_empty(0)
     return grad.to(x.dtype), sum_of_rows(grad).to(bias.dtype)

@@ -108,12 +108,12 @@ template <class T> __device__ LogSum log_sum_exp(const Row<T>& row) {
       total *= relative_exp(peak, z);
       peak = z;
     }
-    if (z > -INFINITY) total += relative_exp(z, peak);
+    if (z != -INFINITY) total += relative_exp(z, peak);  // a NaN is added
     return 0.0f;
   });
   const float highest = block_max(peak);
   const float base = highest > -INFINITY ? highest : 0.0f;
-  total = block_sum(peak > -INFINITY ? total * relative_exp(peak, base) : 0.0f);
+  total = block_sum(total != 0 ? total * relative_exp(peak, base) : 0.0f);
   const double log_total = log(double(total));
   return {base, float(log_total), double(base) + log_total};
 }

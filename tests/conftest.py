@@ -1,6 +1,8 @@
 """What every test file shares: the backends, fixed seeds, and settings that are put back."""
 
 import contextlib
+import datetime
+import os
 
 import numpy as np
 import pytest
@@ -13,6 +15,16 @@ from fastlm.backend import KERNELS
 _KERNELS = {kernel.name: kernel for kernels in KERNELS.values() for kernel in kernels}
 CPP = [f"cpp-{isa}" for isa in _cpu.available_isas()]
 GPU = [name for name in _KERNELS if name in ("cuda", "triton")]
+
+
+def fuzz_seed() -> int:
+    """A new one each day, unless FASTLM_FUZZ_SEED says which."""
+    today = datetime.date.today().strftime("%Y%m%d")
+    return int(os.environ.get("FASTLM_FUZZ_SEED", today))
+
+
+def pytest_report_header():
+    return f"fuzzer: FASTLM_FUZZ_SEED={fuzz_seed()}"
 
 
 WORDS = ["alpha ", "beta ", "gamma ", "delta ", "the end.\n"]
@@ -37,28 +49,33 @@ def fixed_seed():
 @pytest.fixture(params=[*CPP, *GPU, "torch"])
 def backend(request):
     """Each backend of the table in turn; cpp once for each instruction set of this machine."""
-    yield from _in_force(request.param)
+    with backend_in_force(request.param) as name:
+        yield name
 
 
 @pytest.fixture(params=CPP)
 def cpp(request):
     """The CPU kernels in every instruction set of this machine."""
-    yield from _in_force(request.param)
+    with backend_in_force(request.param) as name:
+        yield name
 
 
 @pytest.fixture(params=GPU)
 def gpu(request):
     """The CUDA and Triton kernels."""
-    yield from _in_force(request.param)
+    with backend_in_force(request.param) as name:
+        yield name
 
 
 @pytest.fixture
 def gluon():
     """The kernel in Gluon, which only attention has, for some calls."""
-    yield from _in_force("gluon")
+    with backend_in_force("gluon") as name:
+        yield name
 
 
-def _in_force(name_and_isa):
+@contextlib.contextmanager
+def backend_in_force(name_and_isa):
     """Kernels of a GPU run on the GPU where there is one, and in the emulator elsewhere."""
     name, _, isa = name_and_isa.partition("-")
     kernel = _KERNELS[name]
@@ -73,8 +90,10 @@ def _in_force(name_and_isa):
         reason = kernel.why_not(torch.empty(1, dtype=dtype, device=device), None, emulated)
         if reason:
             pytest.skip(f"{name}: {reason}")
-        yield name
-    _cpu.set_isa(before)
+        try:
+            yield name
+        finally:
+            _cpu.set_isa(before)
 
 
 @pytest.fixture

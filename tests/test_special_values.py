@@ -166,6 +166,14 @@ def test_a_constant_row_normalises_to_zero(value, columns, backend):
     assert torch.equal(ops.add_layer_norm(half, half, None, bias)[0], bias.expand(2, columns))
 
 
+@pytest.mark.parametrize("columns", [9, 33, 9000])
+def test_a_row_whose_squares_overflow(columns, backend):
+    """Its variance is inf, so that it becomes 0, as in torch, and no NaN."""
+    x = torch.randn(3, columns) * 1e30
+    for y in (ops.layer_norm(x, columns), ops.rms_norm(x, columns), ops.add_layer_norm(x, x)[0]):
+        assert (y == 0).all()
+
+
 # ---- empty tensors ----
 
 

@@ -17,7 +17,8 @@ struct RowStatistics {
       : mean(rounded_mean),
         // rms_norm has no mean.
         rest(p.mean ? rest_and_squares[0] / float(p.cols) : 0.0f) {
-    const float variance = rest_and_squares[1] / float(p.cols) - rest * rest;
+    // Fused: where both terms overflow it is inf, and not inf - inf.
+    const float variance = fmaf(-rest, rest, rest_and_squares[1] / float(p.cols));
     rstd = 1.0f / sqrtf((variance < 0.0f ? 0.0f : variance) + float(p.eps));
   }
   __device__ float h(float z) const { return ((z - mean) - rest) * rstd; }

@@ -56,7 +56,8 @@ class Bug(NamedTuple):
 RACES = {"races": True}
 BUGS = (
     Bug("missing barrier", "layer_norm.cu", "reduce.cuh",
-        "  __syncthreads();\n  for (int i = 0; i < kCount; ++i) v[i] = 0;", "", layer_norm, "data race", RACES),
+        "  __syncthreads();\n  for (int i = 0; i < kCount; ++i) v[i] = 0;", "",
+        layer_norm, "data race", RACES),
     Bug("unmasked tail", "layer_norm.cu", "layer_norm.cu",
         "j < columns.count(i) ? z[i][j] - mean : 0.0f", "z[i][j] - mean", layer_norm, "numbers"),
     Bug("out-of-bounds read", "cross_entropy.cu", "cross_entropy.cu",

@@ -122,7 +122,7 @@ CUDA_SOURCES = Path(__file__).parents[1] / "csrc"
 _forced = os.environ.get("FASTLM_BACKEND") or None
 
 
-def _constant(function):
+def constant(function):
     """torch.compiler.assume_constant_result, whose import of the compiler and of triton would
     double the time that `import fastlm` takes.
     """
@@ -130,7 +130,7 @@ def _constant(function):
     return function
 
 
-@_constant
+@constant
 def not_installed(module: str) -> str | None:
     """Why a kernel's module cannot be imported; None if it can."""
     return _import_error(module)
@@ -194,12 +194,12 @@ def load(kernel_name: str, op: str) -> ModuleType:
     return emulated.module_of(base, module, arch)
 
 
-@_constant
+@constant
 def _capability(device: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
-@_constant
+@constant
 def _cannot_emulate(base: str) -> str | None:
     """Why no kernel of that kind can be emulated here; None if one can."""
     if base in ("triton", "gluon"):

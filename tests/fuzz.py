@@ -27,7 +27,7 @@ from torch import Tensor
 import fastlm
 from fastlm.backend import KERNELS
 
-_SAMPLES = 2  # of rounding at random
+_SAMPLES = 4  # of rounding at random
 _BATCH = 1000  # calls that one run of hypothesis draws
 
 

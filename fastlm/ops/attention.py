@@ -168,7 +168,7 @@ def attention(
     if dropout_p == 0:
         seed = None
     elif seed is None:
-        seed = draw_seed(q.device)
+        seed = draw_seed(q)
     cu_q, cu_k = (None if t is None else t.contiguous() for t in (cu_seqlens_q, cu_seqlens_k))
     arguments = (
         q, k, v, cu_q, cu_k, None, mask, slopes, seed, max_seqlen_q or 0, max_seqlen_k or 0,

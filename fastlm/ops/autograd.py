@@ -14,6 +14,7 @@ from torch._ops import OpOverload
 from torch.autograd import forward_ad
 
 from ..backend import BackendUnavailable, forced
+from .define import tell_dtensor
 
 
 def differentiable(
@@ -95,6 +96,7 @@ def differentiable(
         return reference(*args[:-1])
 
     def call(*args):
+        tell_dtensor()
         if torch.compiler.is_compiling():
             return traced_transform(*args) if transforms_active() else op(*args)
         if transforms_active():

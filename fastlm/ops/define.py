@@ -1,5 +1,6 @@
 """Registration of ops: torch.ops.fastlm.<name>, whose last argument is the backend's name."""
 
+import sys
 from collections.abc import Callable
 
 import torch
@@ -68,11 +69,25 @@ def _one_by_one(registered: Callable) -> Callable:
     return rule
 
 
-def draw_seed(device: torch.device) -> Tensor:
+@backends.constant
+def tell_dtensor() -> None:
+    """DTensor's rules for the ops, where DTensor is in use: loading it takes a second."""
+    if "torch.distributed.tensor" in sys.modules:
+        from . import sharding
+
+        sharding.register()
+
+
+def draw_seed(x: Tensor) -> Tensor:
     """A seed for Philox from torch's generator, so that torch.manual_seed and saved RNG states
-    cover dropout.
+    cover dropout; on x's device, and for a DTensor the same on all of its devices.
     """
-    return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
+    seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device=x.device)
+    if "torch.distributed.tensor" not in sys.modules:
+        return seed
+    from .sharding import seed_for
+
+    return seed_for(x, seed)
 
 
 def check_floating(op: str, argument: str, x: Tensor) -> None:

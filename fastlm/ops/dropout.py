@@ -62,9 +62,7 @@ def dropout(
         return input
     check_floating("dropout", "input", input)
     backend = choose("dropout", input)
-    return _dropout(
-        input.contiguous(), draw_seed(input.device) if seed is None else seed, p, backend
-    )
+    return _dropout(input.contiguous(), draw_seed(input) if seed is None else seed, p, backend)
 
 
 FORMS = {dropout: lambda *args, **kwargs: None}

@@ -237,7 +237,7 @@ def add_layer_norm(
     if dropout_p == 0:
         seed = None
     elif seed is None:
-        seed = draw_seed(x.device)
+        seed = draw_seed(x)
     weight, bias = (None if p is None else p.contiguous() for p in (weight, bias))
     return _add_layer_norm(
         x.contiguous(), residual.contiguous(), weight, bias, seed, eps, dropout_p, backend

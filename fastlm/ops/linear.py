@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from .. import reference
 from ..backend import choose, where
-from .define import define
+from .define import define, tell_dtensor
 
 # ---- implementation ----
 
@@ -46,6 +46,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     backend = choose("linear", input, _form(input, weight, bias))
     if backend == "torch":
         return F.linear(input, weight, bias)
+    tell_dtensor()
     return linear_forward(input.contiguous(), weight, bias, backend)
 
 

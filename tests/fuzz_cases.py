@@ -141,9 +141,9 @@ _LAYOUTS = {
 
 
 def _add_layer_norm(x, residual, weight=None, bias=None, seed=None, eps=1e-5, dropout_p=0.0):
-    if dropout_p:
-        x = _dropout(x, seed=seed, p=dropout_p)
-    added = x + residual
+    wide = torch.promote_types(x.dtype, torch.float32)
+    kept = _dropout(x.to(wide), seed=seed, p=dropout_p) if dropout_p else x.to(wide)
+    added = stored((kept + residual.to(wide)).to(x.dtype))  # rounded once
     return F.layer_norm(added, x.shape[-1:], weight, bias, eps), added
 
 

@@ -7,7 +7,7 @@ INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 TORCH ?= torch==2.13.0
 SOURCES = setup.py pyproject.toml $(wildcard csrc/*.h csrc/*/*)
 
-.PHONY: install demo test mutate lint bench gpu clean
+.PHONY: install demo test mutate sanitize lint bench gpu clean
 
 install: $(VENV)/installed
 
@@ -29,9 +29,13 @@ test: export OMP_WAIT_POLICY = passive
 test: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# Breaks one constant per kernel and expects the tests to see it; about six minutes.
+# Breaks one constant per kernel and expects the tests to see it; about ten minutes.
 mutate: install
 	$(BIN)/python tests/mutate.py
+
+# The CPU kernels with GCC's address, undefined and thread sanitizers.
+sanitize: install
+	$(BIN)/python tests/sanitize.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -4,7 +4,8 @@ Each kernel file of csrc/cpu is compiled once per instruction set, into a namesp
 csrc/cpu/dispatch.cpp chooses at run time. Everything about a build is in the ninja file that this
 writes, so a second build compiles only what changed. FASTLM_CUDA=0 leaves CUDA out, 1 demands it
 (without a GPU too: about two minutes of nvcc on two cores), auto (the default) takes it where nvcc
-and a GPU are found; FASTLM_CUDA_ARCHS lists what to compile for (80 and 90a).
+and a GPU are found; FASTLM_CUDA_ARCHS lists what to compile for (80 and 90a). FASTLM_SANITIZE has
+GCC's sanitizers in fastlm._cpu ("address,undefined" or "thread"); tests/sanitize.py runs them.
 """
 
 import importlib.util
@@ -97,18 +98,20 @@ def ninja_file(build: Path, target: Path, nvcc: str | None) -> str:
     """
     includes = f"-I{sysconfig.get_path('include')} -I{pybind11_include()}"
     compiler = nvcc or os.environ.get("CXX", "g++")
+    sanitize = os.environ.get("FASTLM_SANITIZE")
+    checked = f" -fsanitize={sanitize} -fno-omit-frame-pointer -O1 -g1" if sanitize else ""
+    flags = NVCC_FLAGS if nvcc else CXX_FLAGS + checked
     edges, objects = cuda_edges(build) if nvcc else cpu_edges(build)
     return "\n".join(
         [
             "rule cxx",
-            f"  command = {compiler} {NVCC_FLAGS if nvcc else CXX_FLAGS} {includes} $flags"
-            " -MMD -MF $out.d -c $in -o $out",
+            f"  command = {compiler} {flags} {includes} $flags -MMD -MF $out.d -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "  description = c++ $out",
             "rule link",
             f"  command = {compiler} -shared $in -o $out"
-            + (" -cudart static" if nvcc else " -fopenmp"),
+            + (" -cudart static" if nvcc else " -fopenmp" + checked),
             "  description = link $out",
             *edges,
             f"build {target}: link {' '.join(map(str, objects))}",

@@ -16,10 +16,11 @@ import time
 from dataclasses import dataclass, field
 
 import conftest
-import fuzz_cases
 import torch
 from cases import transposed
-from fuzz_cases import Call, Input
+from fuzz_calls import Call, Input
+from fuzz_draws import calls
+from fuzz_torch import TORCH
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from rounding import RandomRounding
 from torch import Tensor
@@ -178,7 +179,7 @@ class Run:
 def dtypes_of(backend: str) -> dict[str, tuple[str, ...]]:
     """{op: names of the dtypes} of a backend's kernels; torch has all."""
     found = {}
-    for op in fuzz_cases.TORCH:
+    for op in TORCH:
         kernels = "attention" if op == "scaled_dot_product_attention" else op
         for kernel in KERNELS.get(kernels, ()):
             if kernel.name == backend.partition("-")[0]:
@@ -197,7 +198,7 @@ def run(dtypes: dict[str, tuple[str, ...]], cases: int, first_seed: int, most: i
         suppress_health_check=list(HealthCheck), phases=(Phase.generate, Phase.shrink),
         print_blob=False, verbosity=Verbosity.quiet,
     )  # fmt: skip
-    @given(fuzz_cases.calls(dtypes, most))
+    @given(calls(dtypes, most))
     def one(call: Call) -> None:
         try:
             taken = check(call)
@@ -218,7 +219,7 @@ def main() -> int:
     parser.add_argument(
         "--backend", choices=[*conftest.CPP, *conftest.GPU, "torch"], action="append"
     )
-    parser.add_argument("--op", choices=list(fuzz_cases.TORCH), action="append")
+    parser.add_argument("--op", choices=list(TORCH), action="append")
     parser.add_argument("--cases", type=int, help="of each backend; default 1000")
     parser.add_argument("--minutes", type=float, help="of each backend")
     parser.add_argument("--seed", type=int, default=None, help="default: from the clock")
@@ -248,7 +249,10 @@ def _many(backend: str, arguments) -> bool:
     taken = refused = 0
     found = []
     while taken + refused < cases and time.monotonic() < end:
-        result = run(dtypes, min(_BATCH, cases - taken - refused), seed, arguments.most)
+        try:
+            result = run(dtypes, min(_BATCH, cases - taken - refused), seed, arguments.most)
+        except KeyboardInterrupt:
+            break
         taken, refused, seed = taken + result.taken, refused + result.refused, seed + 1
         found += result.found
         for words in result.found:

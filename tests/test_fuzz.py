@@ -1,16 +1,16 @@
 """Some calls of the fuzzer with the day's seed, and that it finds what is wrong."""
 
 import fuzz
-import fuzz_cases
 import pytest
 import torch
 from conftest import CPP, GPU, backend_in_force, fuzz_seed
-from fuzz_cases import Call, Input
+from fuzz_calls import Call, Input
+from fuzz_torch import TORCH
 
 from fastlm import ops
 
 # Emulated kernels take thousands of times as long.
-CASES = {**dict.fromkeys(CPP, 500), **dict.fromkeys(GPU, 40), "torch": 200}
+CASES = {**dict.fromkeys(CPP, 300), **dict.fromkeys(GPU, 20), "torch": 100}
 MOST = {**dict.fromkeys(CPP, 20_000), **dict.fromkeys(GPU, 1000), "torch": 5000}
 
 
@@ -54,4 +54,4 @@ def test_a_call_is_printed_as_it_is_replayed():
     call = Call("dropout", "bfloat16", inputs, {"p": 0.5}, "ones", 3)
     names = {"Call": Call, "Input": Input}
     assert eval(repr(call), names) == call
-    assert set(fuzz_cases.TORCH) == set(fuzz.dtypes_of("torch"))
+    assert set(TORCH) == set(fuzz.dtypes_of("torch"))

@@ -8,8 +8,6 @@
 // with any number of threads.
 #include "../layer_norm.h"
 
-#include <cmath>
-
 #include "for_dtype.h"
 #include "parallel.h"
 #include "parameter_row.h"
@@ -58,8 +56,8 @@ void normalize_row(const T* z, const acc_t<T>* weight, const acc_t<T>* bias, int
   // What the first mean was rounded by. In a constant row it is all that the row differs by.
   const A mean_rest = sum<A>(rest) / A(cols);
   // Fused: where both terms overflow it is inf, and not inf - inf.
-  const A variance = std::fma(-mean_rest, mean_rest, sum<A>(squares) / A(cols));
-  const A rstd = A(1) / A(__builtin_sqrt((variance < A(0) ? 0.0 : double(variance)) + eps));
+  const double variance = __builtin_fma(-mean_rest, mean_rest, sum<A>(squares) / A(cols));
+  const A rstd = A(1) / A(__builtin_sqrt((variance < 0 ? 0.0 : variance) + eps));
   write_row<kStream>(y, cols, [&](int64_t c, auto span) __attribute__((always_inline)) {
     const Vec<A> centered = (load(z + c, span) - rounded_mean) - mean_rest;
     return centered * rstd * load(weight + c, span) + load(bias + c, span);

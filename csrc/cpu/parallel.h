@@ -1,12 +1,10 @@
-// Threads: OpenMP with the count that the caller asked for (torch.get_num_threads(), passed in from
-// Python).
+// Work on as many threads as the caller asked for (torch.get_num_threads(), passed in from Python).
 #pragma once
-
-#include <omp.h>
 
 #include <cstdint>
 
 #include "scratch.h"
+#include "team.h"
 
 namespace fastlm::cpu::FASTLM_ISA {
 
@@ -17,11 +15,7 @@ void parallel_for(int64_t n, int64_t bytes_each, int64_t threads, const Body& bo
   constexpr int64_t kWorthATeamBytes = 1 << 17;
   if (threads > n) threads = n;
   if (threads <= 1 || n * bytes_each < kWorthATeamBytes) return body(int64_t(0), n);
-#pragma omp parallel num_threads(int(threads))
-  {
-    const int64_t team = omp_get_num_threads(), me = omp_get_thread_num();
-    body(n * me / team, n * (me + 1) / team);
-  }
+  run_team(threads, [&](int64_t me, int64_t team) { body(n * me / team, n * (me + 1) / team); });
 }
 
 constexpr int64_t kWorthATeam = 1 << 18;  // in multiplications
@@ -34,22 +28,25 @@ void parallel_items(int64_t n, int64_t multiplications_each, int64_t threads, co
     for (int64_t i = 0; i < n; ++i) body(i);
     return;
   }
-#pragma omp parallel for schedule(dynamic) num_threads(int(threads))
-  for (int64_t i = 0; i < n; ++i) body(i);
+  int64_t next = 0;
+  run_team(threads, [&](int64_t, int64_t) {
+    for (;;) {
+      const int64_t i = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
+      if (i >= n) return;
+      body(i);
+    }
+  });
 }
 
 // body(me, team) on each thread of a team, of as many as asked for or fewer.
 template <class Body> void parallel_team(int64_t threads, const Body& body) {
   if (threads <= 1) return body(int64_t(0), int64_t(1));
-#pragma omp parallel num_threads(int(threads))
-  body(int64_t(omp_get_thread_num()), int64_t(omp_get_num_threads()));
+  run_team(threads, body);
 }
 
 // Until all of the team are here.
 inline void wait_for(int64_t team) {
-  if (team > 1) {
-#pragma omp barrier
-  }
+  if (team > 1) wait_for_team();
 }
 
 // Items [0, n) in as many shares as a team has threads. A thread takes those of its own, whose data

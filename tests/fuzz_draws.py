@@ -148,7 +148,9 @@ def _draw_cross_entropy(d: Draw):
     batch = d.one((rows,), (rows,), (rows, 1), (rows, 2), ())
     options = _loss_options(d, classes)
     probabilities = d.often(False, True)
-    inputs = {"input": d.input(*batch[:1], classes, *batch[1:], rare=_LOGITS)}
+    # The fills of logits are by the last dimension.
+    rare = _LOGITS if len(batch) < 2 else ("lowest", *_RARE)
+    inputs = {"input": d.input(*batch[:1], classes, *batch[1:], rare=rare)}
     if probabilities:
         options = _without_extras(options)
         inputs["target"] = Input((*batch[:1], classes, *batch[1:]), "probabilities", grad=False)

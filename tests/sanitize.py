@@ -53,7 +53,7 @@ def check(sanitizer: str) -> bool:
             seconds = time.monotonic() - start
             print(f"{sanitizer}, {command[-1]}: {last} ({seconds:.0f} s)", flush=True)
             if found.returncode:
-                print(found.stdout[-6000:], found.stderr[-12000:])
+                print(found.stdout[-3000:], found.stderr[:6000])
                 return False
     return True
 

@@ -122,10 +122,13 @@ template <class T> void append(const CacheAppend& p, int64_t threads) {
                    const int64_t batch = i / p.length, from = i % p.length,
                                  to = p.seqlens[batch] + from;
                    for (int64_t head = 0; head < p.kv_heads; ++head) {
-                     memcpy(row_of<T>(p.k_cache, batch, to, head),
-                            row_of<T>(p.k, batch, from, head), k_bytes);
-                     memcpy(row_of<T>(p.v_cache, batch, to, head),
-                            row_of<T>(p.v, batch, from, head), v_bytes);
+                     // What has no bytes may have no address.
+                     if (k_bytes > 0)
+                       memcpy(row_of<T>(p.k_cache, batch, to, head),
+                              row_of<T>(p.k, batch, from, head), k_bytes);
+                     if (v_bytes > 0)
+                       memcpy(row_of<T>(p.v_cache, batch, to, head),
+                              row_of<T>(p.v, batch, from, head), v_bytes);
                    }
                  }
                });

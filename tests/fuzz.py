@@ -106,16 +106,15 @@ def _problem(ours: Tensor, theirs: Tensor, truth: Tensor, floor: float) -> _Prob
 def _add_rounding(floors: dict[str, float], call: Call, truth: dict[str, Tensor], sample: int):
     """Raises `floors`, for each result by how much the call's rounding may change it.
 
-    Attention's kernels make the probabilities again in backward, from lse: with as many roundings
-    of the scores again. That is in fastlm's reference and not in torch's composition.
+    Kernels make probabilities again in backward, from lse: with as many roundings of the scores
+    again. That is in fastlm's reference and not in torch's composition.
     """
     stored = torch.finfo(getattr(torch, call.dtype)).eps / 2
     # Half of the last place cannot be added in float64.
     computed = torch.finfo(torch.float32).eps / 2 if call.dtype != "float64" else 2 * stored
     # There, the truth has the same error.
     errors = 2 if call.dtype == "float64" else 1
-    attends = call.op in ("attention", "scaled_dot_product_attention")
-    for function in (call.theirs, call.ours)[: 1 + attends]:
+    for function in (call.theirs, call.ours):
         with fastlm.use("torch"):
             found = _results(
                 call, function, torch.float64, RandomRounding(computed, stored, sample)

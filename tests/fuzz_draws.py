@@ -14,14 +14,19 @@ _RARE = ("large", "huge", "tiny", "denormal", "far", "constant", "zero", "nan", 
 _FINITE = _RARE[:-3]
 # Scores of 10^6 and more, whose rounding is larger than 1, have probabilities that mean nothing.
 _SCORED = tuple(fill for fill in _FINITE if fill not in ("huge", "far", "constant"))
-_LOGITS = ("masked", "lowest", "hidden", *_RARE)
+# Nor can lse, in float64, hold 1e30 and the logarithm of how many are as large.
+_LOGITS = ("masked", "lowest", "hidden", *(fill for fill in _RARE if fill != "huge"))
+# Beside logits in float64, lse has no more digits than they: for logits near 0.
+_LOGITS_IN_FLOAT64 = tuple(
+    fill for fill in _LOGITS if fill not in ("large", "far", "constant", "lowest")
+)
 
 
 class Draw:
     """What the strategies share. `most` bounds the elements of one tensor."""
 
-    def __init__(self, draw, most: int):
-        self.of, self.most = draw, most
+    def __init__(self, draw, most: int, dtype: str):
+        self.of, self.most, self.dtype = draw, most, dtype
 
     def one(self, *values):
         return self.of(st.sampled_from(values))
@@ -149,7 +154,9 @@ def _draw_cross_entropy(d: Draw):
     options = _loss_options(d, classes)
     probabilities = d.often(False, True)
     # The fills of logits are by the last dimension.
-    rare = _LOGITS if len(batch) < 2 else ("lowest", *_RARE)
+    rare = _LOGITS_IN_FLOAT64 if d.dtype == "float64" else _LOGITS
+    if len(batch) > 1:
+        rare = tuple(fill for fill in rare if fill not in ("masked", "hidden"))
     inputs = {"input": d.input(*batch[:1], classes, *batch[1:], rare=rare)}
     if probabilities:
         options = _without_extras(options)
@@ -166,16 +173,15 @@ def _draw_linear_cross_entropy(d: Draw):
     rows = d.size(d.most // max(features, classes, 1))
     batch = d.one((rows,), (rows,), (rows, 1), (1, rows), ())
     options = _loss_options(d, classes)
+    rare = () if d.dtype == "float64" else ("large", "far", "constant")
     inputs = {
-        "input": d.input(
-            *batch, features, rare=("large", "far", "tiny", "zero", "nan", "constant")
-        ),
+        "input": d.input(*batch, features, rare=("tiny", "zero", "nan", *rare)),
         "linear_weight": d.input(
-            classes, features, rare=("large", "tiny", "zero", "inf"), grad=d.often(True, False)
+            classes, features, rare=("tiny", "zero", "inf", *rare), grad=d.often(True, False)
         ),
-    }  # fmt: skip
+    }
     inputs["target"] = _target(batch, classes, options, *inputs.values())
-    bias = d.input(classes, rare=("lowest", "masked", "large", "hidden"))
+    bias = d.input(classes, rare=("masked", "hidden", *rare))
     weight = Input((classes,), "slopes", grad=False)
     return d.maybe(inputs, linear_bias=bias, weight=weight), options
 
@@ -218,7 +224,7 @@ def _draw_attention(d: Draw):
     masks, options = _attention_options(d, (batch, heads, queries, keys))
     # What a query does not see and is not finite is 0 * inf in torch, and not looked at by kernels.
     hides = masks or options["causal"] or "window_size" in options
-    special = () if hides else ("nan", "inf", "-inf")
+    special = () if hides or keys == 0 else ("nan", "inf", "-inf")
     inputs = {
         "q": d.input(batch, queries, heads, head_dim, rare=_SCORED + special),
         "k": d.input(batch, keys, kv_heads, head_dim, rare=_SCORED + special),
@@ -311,8 +317,8 @@ def calls(draw, dtypes: dict[str, tuple[str, ...]], most: int) -> Call:
     """A call of one of the ops in `dtypes`, in one of that op's dtypes; no tensor has more than
     about `most` elements.
     """
-    d = Draw(draw, most)
-    op = d.one(*dtypes)
+    op = draw(st.sampled_from(list(dtypes)))
+    d = Draw(draw, most, draw(st.sampled_from(dtypes[op])))
     inputs, options = _DRAWN[op](d)
     upstream = d.often("random", "ones", "transposed")
-    return Call(op, d.one(*dtypes[op]), inputs, options, upstream, d.of(st.integers(0, 2**16)))
+    return Call(op, d.dtype, inputs, options, upstream, d.of(st.integers(0, 2**16)))

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_map_only
 
-from fastlm import reference
+from fastlm.ops.define import REFERENCES
 
 _aten = torch.ops.aten
 _FUSED = torch._decomp.get_decompositions([
@@ -78,7 +78,7 @@ class RandomRounding(TorchDispatchMode):
         """The error of the sum over `dims`, None or empty for all of them."""
         dims = [d % max(terms.dim(), 1) for d in dims or range(terms.dim())]
         rest = [d for d in range(terms.dim()) if d not in dims]
-        terms = terms.permute(*rest, *dims)
+        terms = terms.permute([*rest, *dims])
         terms = terms.flatten(len(rest)) if dims else terms[..., None]
         return self.error(terms.cumsum(-1), self.roundoff).sum(-1)
 
@@ -93,7 +93,9 @@ class RandomRounding(TorchDispatchMode):
         *args, _ = args  # the backend
         if name == "attention_backward":
             args = self._with_stored_output(*args)
-        result = getattr(reference, name)(*args)
+        result = REFERENCES[name](*args)
+        if isinstance(result, Tensor):
+            return result + self.error(result, self.stored)
         return result[0] + self.error(result[0], self.stored), *result[1:]
 
     def _with_stored_output(self, dout, dlse, q, k, v, o, *rest):

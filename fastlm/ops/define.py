@@ -10,6 +10,7 @@ from torch._ops import OpOverload
 from .. import backend as backends
 
 _library = torch.library.Library("fastlm", "DEF")
+REFERENCES: dict[str, Callable] = {}  # of each registered op, by its name
 
 
 def define(
@@ -29,6 +30,7 @@ def define(
     module that op's table names.
     """
     _library.define(f"{name}{schema}")
+    REFERENCES[name] = reference
 
     def implementation(*all_arguments):
         *arguments, backend = all_arguments

@@ -176,10 +176,12 @@ def _draw_linear_cross_entropy(d: Draw):
     rare = () if d.dtype == "float64" else ("large", "far", "constant")
     inputs = {
         "input": d.input(*batch, features, rare=("tiny", "zero", "nan", *rare)),
+        # Not equal rows: of the gradients of their logits only what each is rounded by is left.
         "linear_weight": d.input(
-            classes, features, rare=("tiny", "zero", "inf", *rare), grad=d.often(True, False)
+            classes, features, rare=("tiny", "zero", "inf", *rare), layouts=LAYOUT_NAMES[:-1],
+            grad=d.often(True, False),
         ),
-    }
+    }  # fmt: skip
     inputs["target"] = _target(batch, classes, options, *inputs.values())
     bias = d.input(classes, rare=("masked", "hidden", *rare))
     weight = Input((classes,), "slopes", grad=False)
@@ -224,7 +226,9 @@ def _draw_attention(d: Draw):
     masks, options = _attention_options(d, (batch, heads, queries, keys))
     # What a query does not see and is not finite is 0 * inf in torch, and not looked at by kernels.
     hides = masks or options["causal"] or "window_size" in options
-    special = () if hides or keys == 0 else ("nan", "inf", "-inf")
+    # Of a score of inf, whose output is NaN, lse is NaN too, and inf in torch.
+    return_lse = d.chance()
+    special = () if hides or keys == 0 else ("nan",) if return_lse else ("nan", "inf", "-inf")
     inputs = {
         "q": d.input(batch, queries, heads, head_dim, rare=_SCORED + special),
         "k": d.input(batch, keys, kv_heads, head_dim, rare=_SCORED + special),
@@ -233,7 +237,7 @@ def _draw_attention(d: Draw):
     p = d.often(0.0, 0.1, 0.5)
     if p:
         inputs["seed"] = d.seed()
-    return inputs, options | {"dropout_p": p, "return_lse": d.chance()}
+    return inputs, options | {"dropout_p": p, "return_lse": return_lse}
 
 
 def _packed(d: Draw, head_dim, value_dim, heads, kv_heads, queries, keys):

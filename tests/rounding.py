@@ -94,6 +94,8 @@ class RandomRounding(TorchDispatchMode):
         if name == "attention_backward":
             args = self._with_stored_output(*args)
         result = REFERENCES[name](*args)
+        if result is None:
+            return None
         if isinstance(result, Tensor):
             return result + self.error(result, self.stored)
         return result[0] + self.error(result[0], self.stored), *result[1:]

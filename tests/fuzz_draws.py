@@ -123,7 +123,8 @@ def _draw_linear(d: Draw):
 def _loss_options(d: Draw, classes: int) -> dict:
     options = {"reduction": d.one("mean", "sum", "none")}
     rare = {
-        "label_smoothing": d.one(0.1, 1.0),
+        # Not 1: of uniform logits' gradients only what probabilities are rounded by is left.
+        "label_smoothing": d.one(0.1, 0.5),
         "softcap": d.one(30.0, 1.0, None),
         "lse_square_scale": d.one(1e-4, 0.1),
         "ignore_index": d.one(0, classes - 1, -1),

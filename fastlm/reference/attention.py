@@ -97,7 +97,8 @@ def _probabilities(scores: Tensor, lse: Tensor) -> Tensor:
 
 def _attention_factors(seed, p, lse, key, dtype):
     rows = torch.arange(lse.numel(), device=lse.device)
-    return dropout_factors(seed, rows, key.shape[0], p, dtype)[:, key].view(*lse.shape, -1)
+    keys = key.shape[0]
+    return dropout_factors(seed, rows, keys, p, dtype)[:, key].view(*lse.shape, keys)
 
 
 def attention_forward(

@@ -183,6 +183,7 @@ def test_empty_tensors_have_empty_gradients(shape, backend):
     x = torch.randn(*shape, 3, 8, requires_grad=True)
     for y in (
         ops.attention(x, x, x),
+        ops.attention(x, x, x, dropout_p=0.1),
         ops.scaled_dot_product_attention(*[x.transpose(1, 2)] * 3).transpose(1, 2),
         ops.layer_norm(x, 8),
         ops.rms_norm(x, 8),

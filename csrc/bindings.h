@@ -2,7 +2,7 @@
 // Compiled once with FASTLM_DEVICE = cpu and once with cuda. Outputs come first and are allocated
 // by the caller; CurrentDevice, which module.cpp defines, makes a device the current one; `where`
 // is the thread count on the CPU and the stream's handle on CUDA. Nothing here knows of torch
-// beyond TensorView.
+// beyond TensorView. Longer than 400 lines: a checked function for each operation, and no more.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -153,8 +153,8 @@ def new_tokens(config: GenerationConfig, base: Tensor, real: Tensor, n_positions
         )
     if config.context == "error" and (fewest < 1 or longest > n_positions):
         raise ValueError(
-            f"generate: got a prompt of {int(real.max())} and {int(wanted.max())} new tokens, "
-            f"accepted are at most n_positions = {n_positions} in all (or context='slide', "
-            "--context slide, which forgets the oldest tokens)"
+            f"generate: max_new_tokens: expected at most n_positions = {n_positions} in all, "
+            f"got a prompt of {int(real.max())} and {int(wanted.max())} new tokens "
+            "(context='slide', --context slide, forgets the oldest)"
         )
     return wanted

@@ -17,6 +17,7 @@ from . import linear_cross_entropy_tiles as tiles
 from .autograd import differentiable, only_once, transforms_active
 from .cross_entropy import as_reduction, checked_weight, cross_entropy, denominator_of
 from .define import check_floating, checked_softcap, define, statistics_like
+from .linear_cross_entropy_arguments import autocasts, check_shapes
 
 # ---- implementation ----
 
@@ -184,7 +185,7 @@ def linear_cross_entropy(
         shapes, dtypes and options that do not fit. The second derivative is refused.
     """
     reduction = as_reduction("linear_cross_entropy", reduction, label_smoothing)
-    if _autocasts(input):
+    if autocasts(input):
         dtype = torch.get_autocast_dtype(input.device.type)
         input, linear_weight = input.to(dtype), linear_weight.to(dtype)
         linear_bias = None if linear_bias is None else linear_bias.to(dtype)
@@ -196,7 +197,7 @@ def linear_cross_entropy(
             input, linear_weight, target, linear_bias, weight, reduction, ignore_index,
             label_smoothing, bool(lse_square_scale or softcap), form,
         )  # fmt: skip
-    _check(input, linear_weight, linear_bias, target)
+    check_shapes(input, linear_weight, linear_bias, target)
     backend = choose("linear_cross_entropy", input)
     ignore_index = -100 if ignore_index is None else ignore_index
     if weight is not None:
@@ -224,40 +225,6 @@ def _gradients_now(linear_weight: Tensor) -> bool:
     """
     wanted = linear_weight.requires_grad and torch.is_grad_enabled()
     return wanted and not torch.compiler.is_compiling() and not transforms_active()
-
-
-def _autocasts(input: Tensor) -> bool:
-    device = input.device.type
-    known = device in ("cpu", "cuda") and input.dtype != torch.float64
-    return known and torch.is_autocast_enabled(device)
-
-
-def _check(input, linear_weight, linear_bias, target) -> None:
-    op = "linear_cross_entropy"
-    if linear_weight.dim() != 2 or input.dim() == 0 or input.shape[-1] != linear_weight.shape[1]:
-        raise RuntimeError(
-            f"{op}: linear_weight: expected (classes, features) with input's features, "
-            f"got {tuple(linear_weight.shape)} for input {tuple(input.shape)}"
-        )
-    if linear_weight.shape[0] == 0:
-        raise RuntimeError(f"{op}: linear_weight: expected one class or more, got none")
-    if linear_bias is not None and linear_bias.shape != linear_weight.shape[:1]:
-        raise RuntimeError(
-            f"{op}: linear_bias: expected shape {tuple(linear_weight.shape[:1])}, "
-            f"got {tuple(linear_bias.shape)}"
-        )
-    for name, t in (("linear_weight", linear_weight), ("linear_bias", linear_bias)):
-        if t is not None and t.dtype != input.dtype:
-            raise RuntimeError(f"{op}: {name}: expected input's {input.dtype}, got {t.dtype}")
-    if target.shape != input.shape[:-1]:
-        raise ValueError(
-            f"{op}: target: expected shape {tuple(input.shape[:-1])} for input "
-            f"{tuple(input.shape)}, got {tuple(target.shape)}"
-        )
-    if target.dtype not in (torch.int64, torch.int32, torch.uint8):
-        raise RuntimeError(
-            f"{op}: target: expected class indices of int64, int32 or uint8, got {target.dtype}"
-        )
 
 
 def _in_torch(
